@@ -1,0 +1,227 @@
+"""9. Perceive, plan, act, verify, replan: the agent. It holds no environment.
+
+It sees images, robot state and words. Once per sub-goal the words go into the Embodied-former;
+every few steps it looks, and the policy gives the next actions; the monitor says when to stop and
+think.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from embodied.agent.memory import Memory
+from embodied.agent.monitor import Look, Monitor, MonitorOptions
+from embodied.agent.rollout import Decision
+from embodied.model.features import control_features
+from embodied.model.former import EmbodiedFormer, TextState
+from embodied.model.planner import CONTROL_TEXT, Planner, stack_cameras
+from embodied.types import ActionChunk, Observation, Plan, Policy, Subgoal, Verdict, Vocabulary
+
+Ablation = Literal["none", "plan_zeroed", "plan_shuffled", "blind", "no_loop"]
+ABLATIONS: tuple[Ablation, ...] = ("none", "plan_zeroed", "plan_shuffled", "blind", "no_loop")
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """How the agent acts.
+
+    Args:
+        execute: actions of a chunk that are carried out before the next look.
+        retreat: what the robot does to let go before it tries again, (A,) in its own units.
+        retreat_steps: how long.
+        monitor: see `MonitorOptions`.
+        ablate: what is taken away to see what it was worth. "plan_zeroed": the former gets no
+            words. "plan_shuffled": it gets another task's sub-goals. "blind": black pictures.
+            "no_loop": the done head alone moves the plan on; nothing is judged or tried again.
+        shuffled: for "plan_shuffled": task → the sub-goals that stand in for its own.
+    """
+
+    execute: int = 4
+    retreat: tuple[float, ...] = ()
+    retreat_steps: int = 10
+    monitor: MonitorOptions = field(default_factory=MonitorOptions)
+    ablate: Ablation = "none"
+    shuffled: dict[str, tuple[Subgoal, ...]] = field(default_factory=dict)
+
+
+class Agent:
+    """Acts on an instruction in one environment after the other; an `Actor` of the loop.
+
+    Args:
+        planner: plans and judges.
+        former: the Embodied-former that the policy was trained with; the planner's own if shared.
+        policy: features → action chunks.
+        options: see `AgentOptions`.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        former: EmbodiedFormer,
+        policy: Policy,
+        options: AgentOptions | None = None,
+    ) -> None:
+        self.planner, self.former, self.policy = planner, former, policy
+        self.options = options or AgentOptions()
+
+    # --------------------------------------------------------------------------- the protocol
+
+    def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
+        """Forget the last episode, and plan this one. The plan says so when it is refused."""
+        self._instruction, self._vocabulary = instruction, vocabulary
+        self._monitor = Monitor(self.options.monitor)
+        self._memory = Memory()
+        self._verdicts: list[dict[str, Any]] = []
+        self._latency: dict[str, list[float]] = {"plan": [], "judge": []}
+        span = (self.planner.config.n_frames - 1) * self.planner.config.clip_stride + 1
+        self._seen: deque[Observation] = deque(maxlen=span)
+        self._n_steps = 0
+        self._plans: list[Plan] = []
+        return self._plan(self._perceive(observation))
+
+    def act(self, observation: Observation) -> Decision:
+        """The next action. Raises ValueError (ActionChunk's) when the policy gives NaN."""
+        observation = self._perceive(observation)
+        self._seen.append(observation)
+        done_probability = None
+        if not self._queue:
+            done_probability = self._refill(observation)
+        look = self._monitor.watch(observation.state, done_probability)
+        if look is not None and self._consider(look, observation):
+            self._refill(observation)
+        self._n_steps += 1
+        return Decision(self._queue.popleft(), subgoal=self._recorded_index())
+
+    def report(self) -> dict[str, Any]:
+        """What happened in this episode besides its steps."""
+        return {
+            "n_replans": self._monitor.n_replans,
+            "n_retries": self._monitor.n_retries,
+            "verdicts": self._verdicts,
+            "plans": [plan.text for plan in self._plans],
+            "latency_s": {k: float(np.mean(v)) if v else 0.0 for k, v in self._latency.items()},
+        }
+
+    def caption(self) -> list[str]:
+        """What to write beside the picture now."""
+        plan = self._plans[-1]
+        steps = [
+            f"{'>' if i == self._index else ' '} {i + 1}. {s.text}"
+            for i, s in enumerate(plan.subgoals)
+        ]
+        told = [f"{v['subgoal']}: {v['status']} ({v['reason']})" for v in self._verdicts[-3:]]
+        return [self._instruction, plan.thought, *steps, *told]
+
+    # ------------------------------------------------------------------------------- planning
+
+    def _perceive(self, observation: Observation) -> Observation:
+        if self.options.ablate != "blind":
+            return observation
+        black = {name: np.zeros_like(image) for name, image in observation.images.items()}
+        return Observation(black, observation.state)
+
+    def _plan(self, observation: Observation) -> Plan:
+        started = time.perf_counter()
+        plan = self.planner.plan(
+            observation, self._instruction, self._vocabulary, self._memory.experience
+        )
+        self._latency["plan"].append(time.perf_counter() - started)
+        self._plans.append(plan)
+        if plan.refused is None:
+            self._begin_subgoal(0)
+        return plan
+
+    def _begin_subgoal(self, index: int) -> None:
+        """Turn to a sub-goal: its words go into the former once."""
+        self._index = index
+        self._text = self._text_state()
+        self._queue: deque[np.ndarray] = deque()
+        self._monitor.begin_subgoal()
+
+    def _text_state(self) -> TextState:
+        plan = self._plans[-1]
+        match self.options.ablate:
+            case "plan_zeroed":
+                embedded, mask = self.planner.embed_texts([CONTROL_TEXT.format("")])
+                return self.former.encode_text(embedded * 0, mask & False)
+            case "plan_shuffled":
+                others = self.options.shuffled[self._vocabulary.tasks[0]]
+                subgoal = others[min(self._index, len(others) - 1)]
+            case _:
+                subgoal = plan.subgoals[self._index]
+        embedded, mask = self.planner.embed_texts([CONTROL_TEXT.format(subgoal.text)])
+        with torch.inference_mode():
+            return self.former.encode_text(embedded, mask)
+
+    def _recorded_index(self) -> int:
+        """The sub-goal's place in the episode's first plan, which is the one that is recorded."""
+        return min(self._index, len(self._plans[0].subgoals) - 1)
+
+    # --------------------------------------------------------------------------------- acting
+
+    def _refill(self, observation: Observation) -> float:
+        """Look and ask the policy for the next actions. Returns the done probability."""
+        if self._queue:
+            return 0.0
+        with torch.inference_mode():
+            frames = stack_cameras([observation], self.planner.config.cameras)
+            vision = self.planner.see(frames)
+            z_instance, z_global = control_features(self.former, vision, self._text)
+            state = torch.from_numpy(observation.state)[None]
+            actions, done = self.policy.act(z_instance, z_global, state)
+        chunk = ActionChunk(actions[0].float().numpy())
+        self._queue.extend(chunk.actions[: self.options.execute])
+        return float(done.sigmoid()[0])
+
+    # ------------------------------------------------------------------------------ verifying
+
+    def _consider(self, look: Look, observation: Observation) -> bool:
+        """Judge the sub-goal and react. Returns whether the queue was emptied."""
+        subgoal = self._plans[-1].subgoals[self._index]
+        if self.options.ablate == "no_loop":
+            verdict = Verdict("done" if look == "claimed" else "progressing", "not judged", 1.0)
+        else:
+            verdict = self._judge(subgoal)
+        reaction = self._monitor.react(look, subgoal, verdict)
+        if reaction == "next" and self._index + 1 < len(self._plans[-1].subgoals):
+            self._begin_subgoal(self._index + 1)
+        elif reaction in ("retry", "replan"):
+            self._memory.learn(subgoal, verdict)
+            if reaction == "replan":
+                self._plan(observation)
+            self._begin_subgoal(0)
+            self._queue.extend(self._retreat())
+        return not self._queue
+
+    def _judge(self, subgoal: Subgoal) -> Verdict:
+        started = time.perf_counter()
+        verdict = self.planner.judge(self._clip(), subgoal)
+        self._latency["judge"].append(time.perf_counter() - started)
+        self._verdicts.append(
+            {
+                "step": self._n_steps,
+                "subgoal": subgoal.text,
+                "status": verdict.status,
+                "reason": verdict.reason,
+                "probability": round(verdict.probability, 4),
+            }
+        )
+        return verdict
+
+    def _clip(self) -> np.ndarray:
+        """The last frames as uint8 (cameras, T, H, W, 3); the earliest repeats when there are few."""
+        config = self.planner.config
+        seen = list(self._seen)
+        back = range((config.n_frames - 1) * config.clip_stride, -1, -config.clip_stride)
+        frames = [seen[max(0, len(seen) - 1 - k)] for k in back]
+        return stack_cameras(frames, config.cameras)[0]
+
+    def _retreat(self) -> list[np.ndarray]:
+        action = np.array(self.options.retreat, np.float32)
+        return [action] * self.options.retreat_steps if len(action) else []

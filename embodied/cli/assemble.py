@@ -1,0 +1,100 @@
+"""Puts planner, policy and agent together: the one place where they meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import policies
+from embodied import checkpoint
+from embodied.agent.agent import Ablation, Agent, AgentOptions
+from embodied.model.former import EmbodiedFormer
+from embodied.model.planner import Planner
+from embodied.types import Subgoal
+
+SHIPPED = Path(__file__).resolve().parent.parent / "pretrained" / "small"
+
+
+def save_policy(
+    folder: Path, policy: Any, former: EmbodiedFormer | None, **notes: Any
+) -> None:
+    """Write a policy, with the former it was trained with unless that is the planner's own."""
+    tensors = {f"policy.{k}": v for k, v in policy.state_dict().items()}
+    if former is not None:
+        tensors |= {f"former.{k}": v for k, v in former.state_dict().items()}
+    half = {k: v.to(torch.bfloat16) if v.ndim >= 2 else v for k, v in tensors.items()}
+    config = {"policy": policies.describe(policy), "has_former": former is not None, **notes}
+    checkpoint.save(folder, half, config)
+
+
+def load_policy(folder: Path, planner: Planner) -> tuple[Any, EmbodiedFormer, dict[str, Any]]:
+    """A saved policy, the former that belongs to it, and its config.
+
+    Raises:
+        CheckpointError: damaged, or it does not fit the planner.
+    """
+    tensors, config = checkpoint.load(folder)
+    policy = policies.make(**config["policy"])
+    _load(policy, tensors, "policy", folder)
+    former = planner.former
+    if config["has_former"]:
+        former = EmbodiedFormer(planner.config.former)
+        _load(former, tensors, "former", folder)
+    if config["policy"]["width"] != planner.config.former.width:
+        raise checkpoint.CheckpointError(
+            f"{folder} is a policy for a former of width {config['policy']['width']}, "
+            f"the planner's is {planner.config.former.width}; give the --model it was trained with"
+        )
+    return policy.eval(), former.eval(), config
+
+
+def _load(module: torch.nn.Module, tensors: dict[str, Any], part: str, folder: Path) -> None:
+    prefix = f"{part}."
+    state = {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise checkpoint.CheckpointError(f"{folder} does not hold this {part}: {first}") from None
+
+
+def _shuffled_subgoals() -> dict[str, tuple[Subgoal, ...]]:
+    """Task → another task's sub-goals: each the next in the list, so none keeps its own."""
+    from sims.subgoals import MT10, TASKS
+
+    names = [*MT10, *(t for t in TASKS if t not in MT10)]
+    mixed: dict[str, tuple[Subgoal, ...]] = {}
+    for group in (names[: len(MT10)], names[len(MT10) :]):
+        for i, task in enumerate(group):
+            mixed[task] = _first_other(task, group[i + 1 :] + group[:i])
+    return mixed
+
+
+def _first_other(task: str, others: list[str]) -> tuple[Subgoal, ...]:
+    from sims.subgoals import TASKS
+
+    own = set(TASKS[task].subgoals)
+    return next(TASKS[o].subgoals for o in others if not own & set(TASKS[o].subgoals))
+
+
+def load_agent(
+    model_dir: Path | None = None,
+    policy_dir: Path | None = None,
+    *,
+    ablate: Ablation = "none",
+) -> Agent:
+    """The agent from saved folders; the shipped ones by default.
+
+    Raises:
+        CheckpointError: a folder is missing or damaged.
+    """
+    planner = Planner.load(model_dir or SHIPPED / "planner")
+    policy, former, config = load_policy(policy_dir or SHIPPED / "policy", planner)
+    options = AgentOptions(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in config["agent"].items()},
+        ablate=ablate,
+        shuffled=_shuffled_subgoals() if ablate == "plan_shuffled" else {},
+    )
+    return Agent(planner, former, policy, options)

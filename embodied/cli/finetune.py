@@ -1,0 +1,138 @@
+"""`embodied finetune`: train the planner's own parts on recorded episodes, in three stages.
+
+`align` trains the Embodied-former together with a policy: actions, places, verdicts.
+`words` trains the adapter to tell from the words alone which task is meant, or to refuse.
+`plan` trains mapping and adapter to say plans and verdicts as well; the former is frozen.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import policies
+from embodied.cli.assemble import save_policy
+from embodied.config import preset
+from embodied.egocot.dataset import AlignmentSampler, Recorded, load_recorded
+from embodied.episodes import DatasetReader
+from embodied.model.alignment import Alignment
+from embodied.model.features import FeatureCache
+from embodied.model.planner import Planner
+from embodied.train import TrainOptions, train
+from sims import language
+
+AGENT = {"execute": 4, "retreat": (0.0, 0.0, 0.8, -1.0), "retreat_steps": 10}
+"""How the agent acts with a policy trained here: let go means open the gripper and rise."""
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """What to train, on what.
+
+    Args:
+        stage: align, words or plan.
+        dataset: data sets to imitate and to look at, comma-separated.
+        look_at: more data sets, for plans and verdicts only, comma-separated.
+        output_dir: where the log, the state and the result go.
+        model: a planner to start from; a fresh small one when not given.
+        steps: optimiser steps.
+        learning_rate: its peak.
+        horizon: actions in a chunk.
+        features_dir: where frozen features are cached.
+        seed: of initial weights and batches.
+        threads: CPU threads; torch's own choice when 0.
+    """
+
+    stage: Literal["align", "words", "plan"]
+    output_dir: Path
+    dataset: str = ""
+    look_at: str = ""
+    model: Path | None = None
+    steps: int = 4000
+    learning_rate: float = 5e-4
+    horizon: int = 8
+    features_dir: Path = Path("outputs/features")
+    seed: int = 0
+    threads: int = 0
+
+
+def load_datasets(planner: Planner, names: str, features_dir: Path) -> list[Recorded]:
+    """Every episode of the comma-separated data sets, with cached features."""
+    episodes: list[Recorded] = []
+    for name in filter(None, names.split(",")):
+        reader = DatasetReader(Path(name))
+        episodes += load_recorded(reader, FeatureCache.build(planner, reader, features_dir))
+    return episodes
+
+
+def said_by_task() -> dict[str, list[str]]:
+    """Task → all ways to say it, in every language."""
+    return {t: [s for ways in w.values() for s in ways] for t, w in language.instructions().items()}
+
+
+def print_trained(module: torch.nn.Module) -> None:
+    """Say which parts are trained and which are frozen, with their numbers of weights."""
+    for name, child in module.named_children():
+        trained = sum(p.numel() for p in child.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in child.parameters() if not p.requires_grad)
+        print(f"{name:16s} trained {trained:>12,} frozen {frozen:>12,}", file=sys.stderr)
+
+
+def state_statistics(episodes: Sequence[Recorded]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the robot states, each (S,)."""
+    states = torch.cat([torch.from_numpy(e.state) for e in episodes])
+    return states.mean(0), states.std(0)
+
+
+def finetune(options: FinetuneOptions) -> int:
+    """Run one stage. Returns the exit status."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    planner = Planner.load(options.model) if options.model else Planner.build(preset("small"))
+    if options.stage == "align":
+        return align(planner, options)
+    from embodied.cli.finetune_plan import finetune_plan
+
+    return finetune_plan(planner, options)
+
+
+def align(planner: Planner, options: FinetuneOptions) -> int:
+    """Stage 1: Embodied-former and policy."""
+    act_on = load_datasets(planner, options.dataset, options.features_dir)
+    extra = load_datasets(planner, options.look_at, options.features_dir)
+    config = planner.config
+    policy = policies.make(
+        "mlp",
+        n_queries=config.former.n_queries,
+        width=config.former.width,
+        global_width=config.global_width,
+        state_size=act_on[0].state.shape[1],
+        action_size=act_on[0].action.shape[1],
+        horizon=options.horizon,
+    )
+    policy.set_state_statistics(*state_statistics(act_on))
+    module = Alignment(planner.former, policy, planner.embed_texts, len(config.cameras))
+    print_trained(module)
+    sampler = AlignmentSampler(
+        act_on, [*act_on, *extra], said_by_task(), options.horizon, seed=options.seed
+    )
+    figures = train(module, sampler, _train_options(options))
+    notes: dict[str, Any] = {"trained_on": [options.dataset, options.look_at], "figures": figures}
+    planner.save(options.output_dir / "planner", **notes)
+    save_policy(options.output_dir / "policy", policy, None, agent=AGENT, **notes)
+    return 0
+
+
+def _train_options(options: FinetuneOptions) -> TrainOptions:
+    return TrainOptions(
+        output_dir=options.output_dir,
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )

@@ -1,0 +1,247 @@
+"""`embodied record`: the scripted expert's episodes as a LeRobotDataset v3.0."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from embodied.agent.rollout import Decision, run_episode
+from embodied.episodes import DatasetError, DatasetReader, DatasetWriter, merge
+from embodied.model.plan import grounded_nouns, thought_text
+from embodied.types import Episode, Observation, Plan, Vocabulary
+
+_LINGER_STEPS = 10
+_STOP_STEPS = 28
+_FAULTS = ("stopped", "missed", "moved")
+_FAULT_STEPS = (10, 60)
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """What to record.
+
+    Args:
+        env: environment ids, comma-separated, or a set: mt10, mt50.
+        n_episodes: episodes per environment.
+        output_dir: where the data set goes; what is there already is kept and completed.
+        seed: first layout seed, counted from the start of the family.
+        family: which family of layouts.
+        noise: chance per step that a random push of the hand begins (recovery data).
+        fault_fraction: share of the episodes in which something goes wrong, for verdicts.
+        image_size: pixels of the square pictures.
+        horizon: control steps after which an episode is given up.
+        workers: processes; the machine's cores when 0.
+    """
+
+    env: str
+    n_episodes: int
+    output_dir: Path
+    seed: int = 0
+    family: Literal["train", "select", "test"] = "train"
+    noise: float = 0.0
+    fault_fraction: float = 0.0
+    image_size: int = 224
+    horizon: int = 250
+    workers: int = 0
+
+
+class ExpertActor:
+    """The scripted expert behind the loop's protocol."""
+
+    def __init__(self, env: Any, seed: int, options: RecordOptions) -> None:
+        self._env, self._options = env, options
+        self._rng = np.random.default_rng([seed, zlib.crc32(env.env_id.encode())])
+        self.tag = self._draw_fault()
+
+    def _draw_fault(self) -> str:
+        if self._rng.random() >= self._options.fault_fraction:
+            return "none"
+        return str(self._rng.choice(_FAULTS))
+
+    def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
+        from sims.experts.metaworld import MetaWorldExpert
+
+        self._step = 0
+        self._expert = MetaWorldExpert(
+            self._env,
+            self._rng,
+            burst_rate=self._options.noise,
+            fault=self.tag,  # type: ignore[arg-type]
+            fault_step=int(self._rng.integers(*_FAULT_STEPS)),
+        )
+        pixels = self._env.labels()["pixels"]
+        camera = self._env.cameras[0]
+        places = {noun: pixels[noun][camera] for noun in grounded_nouns(vocabulary)}
+        return Plan(instruction, thought_text(places), vocabulary.subgoals, vocabulary.tasks)
+
+    def disturb(self, step: int) -> None:
+        """Move the thing when this episode's fault says so."""
+        from sims.disturbances import move_object
+
+        if self.tag == "moved" and step == self._expert.fault_step:
+            move_object(self._env, self._rng)
+
+    def act(self, observation: Observation) -> Decision:
+        label, executed = self._expert.act()
+        self._step += 1
+        halted = self.tag in ("stopped", "missed")
+        over = halted and self._step > self._expert.fault_step + 2 * _STOP_STEPS
+        return Decision(executed, label=label, stop=over)
+
+    def report(self) -> dict[str, Any]:
+        return {"tag": self.tag, "fault_step": self._expert.fault_step}
+
+
+_env: Any = None  # a worker's environment, kept between its episodes of one task
+
+
+def _make(env_id: str, options: RecordOptions) -> Any:
+    global _env
+    from sims import scenes
+
+    if _env is None or _env.env_id != env_id:
+        if _env is not None:
+            _env.close()
+        _env = scenes.make(env_id, image_size=options.image_size, horizon=options.horizon)
+    return _env
+
+
+def record_episode(env_id: str, seed: int, options: RecordOptions) -> Episode:
+    """One expert episode on one layout, with labels and pictures."""
+    from sims import language
+
+    env = _make(env_id, options)
+    actor = ExpertActor(env, seed, options)
+    said = [s for ways in language.instructions()[env.task].values() for s in ways]
+    instruction = str(np.random.default_rng([seed, 2]).choice(said))
+    return run_episode(
+        env,
+        actor,
+        instruction,
+        seed=seed,
+        labelled=True,
+        keep_images=True,
+        linger_steps=_LINGER_STEPS,
+        before_step=actor.disturb,
+    )
+
+
+def _open_writer(part: Path, env_id: str, options: RecordOptions) -> DatasetWriter:
+    if part.exists():
+        return DatasetWriter.resume(part)
+    from sims.metaworld import ACTION_NAMES, FPS, STATE_NAMES
+
+    env = _make(env_id, options)
+    size = (options.image_size, options.image_size)
+    return DatasetWriter(
+        part,
+        fps=FPS,
+        cameras=dict.fromkeys(env.cameras, size),
+        state_names=STATE_NAMES,
+        action_names=ACTION_NAMES,
+        robot_type="sawyer",
+        extra={"render_flags": env.render_flags, "horizon": options.horizon},
+    )
+
+
+def _record_part(part: Path, jobs: list[tuple[str, int]], options: RecordOptions) -> Iterator[int]:
+    """Record what is missing of `jobs` into `part`, one episode at a time."""
+    if not jobs:
+        return
+    with _open_writer(part, jobs[0][0], options) as writer:
+        recorded = {(env_id, seed) for env_id, seed, _ in writer.recorded}
+        for env_id, seed in jobs:
+            if (env_id, seed) not in recorded:
+                writer.add(record_episode(env_id, seed, options))
+            yield 1
+
+
+def _work(part: Path, jobs: list[tuple[str, int]], options: RecordOptions, counter: Any) -> int:
+    for _ in _record_part(part, jobs, options):
+        with counter.get_lock():
+            counter.value += 1
+    return len(jobs)
+
+
+_counter: Any = None
+
+
+def _share(counter: Any) -> None:
+    global _counter
+    _counter = counter
+
+
+def _work_shared(part: Path, jobs: list[tuple[str, int]], options: RecordOptions) -> int:
+    return _work(part, jobs, options, _counter)
+
+
+def record(options: RecordOptions) -> int:
+    """Record, resume, or find that everything is there. Returns the exit status."""
+    from sims import scenes, seeds
+
+    env_ids = scenes.resolve_env_ids(options.env)
+    wanted = seeds.seeds(options.family, options.n_episodes, options.seed)
+    jobs = [(env_id, seed) for env_id in env_ids for seed in wanted]
+    out = options.output_dir
+    if out.exists():
+        reader = DatasetReader(out)
+        missing = set(jobs) - {(e.env_id, e.seed) for e in reader.episodes}
+        if missing:
+            raise DatasetError(
+                f"{out} is finished and lacks {len(missing)} of the episodes asked for: "
+                "record them into another --output_dir and merge, or delete it"
+            )
+        print(f"{out} holds all {len(jobs)} episodes already", file=sys.stderr)
+        return 0
+    parts_root = out.with_name(out.name + ".parts")
+    begun = len(list(parts_root.iterdir())) if parts_root.exists() else 0
+    n_workers = begun or options.workers or os.cpu_count() or 1  # a resumed run keeps its shares
+    parts = [parts_root / f"{k:02d}" for k in range(n_workers)]
+    _run_workers(parts, jobs, options)
+    merge([part for part in parts if part.exists()], out)
+    shutil.rmtree(parts_root)
+    reader = DatasetReader(out)
+    n_steps = sum(episode.length for episode in reader.episodes)
+    n_good = sum(episode.success for episode in reader.episodes)
+    print(f"{out}: {len(reader)} episodes, {n_good} successes, {n_steps} steps", file=sys.stderr)
+    return 0
+
+
+def _run_workers(parts: list[Path], jobs: list[tuple[str, int]], options: RecordOptions) -> None:
+    context = get_context("spawn")
+    counter = context.Value("i", 0)
+    shares = [jobs[k :: len(parts)] for k in range(len(parts))]
+    pool = ProcessPoolExecutor(
+        len(parts), mp_context=context, initializer=_share, initargs=(counter,)
+    )
+    with pool, tqdm(total=len(jobs), unit="episode", desc="record") as bar:
+        futures = [
+            pool.submit(_work_shared, part, share, options)
+            for part, share in zip(parts, shares, strict=True)
+        ]
+        while not all(future.done() for future in futures):
+            bar.update(counter.value - bar.n)
+            _wait(futures)
+        bar.update(counter.value - bar.n)
+        for future in as_completed(futures):
+            future.result()
+
+
+def _wait(futures: list[Any]) -> None:
+    from concurrent.futures import FIRST_EXCEPTION, wait
+
+    wait(futures, timeout=1.0, return_when=FIRST_EXCEPTION)
+    for future in futures:
+        if future.done():
+            future.result()  # raise at once what went wrong in a worker

@@ -1,0 +1,113 @@
+"""`embodied run`: tell the agent a task, watch it plan, act, check itself and correct itself."""
+
+from __future__ import annotations
+
+import json as json_format
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from embodied.agent.rollout import RefusedTask
+from embodied.cli.attempt import Attempt, Recorder, attempt, outcome_line
+from embodied.cli.common import check_instruction, stdout_to_stderr, writable_dir
+from embodied.cli.plan import Request, choose_scene, plan_fields
+from sims import scenes
+from sims.seeds import FIRST_SEED
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Give the simulated agent a task. Exit status: 0 it succeeded, 1 it failed, 2 refused.
+
+    Args:
+        task: what to do, in plain words.
+        env: the environment; the one that fits the words when not given.
+        seed: which layout of the scene.
+        model: folder of a trained model instead of the shipped one.
+        policy: folder of a trained policy instead of the shipped one.
+        output_dir: where the video goes, as mp4 and GIF.
+        horizon: control steps after which the agent is stopped.
+        json: print one JSON object and nothing else.
+    """
+
+    task: Annotated[Positional[str], arg(metavar="TASK")]
+    env: str | None = None
+    seed: int = FIRST_SEED["test"]
+    model: Path | None = None
+    policy: Path | None = None
+    output_dir: Path = Path("outputs/run")
+    horizon: int = 400
+    json: bool = False
+
+
+def run(options: RunOptions) -> int:
+    """Carry out one task on one layout. Returns the exit status."""
+    request = Request(check_instruction(options.task), options.env, options.seed)
+    folder = writable_dir(options.output_dir)
+    with stdout_to_stderr():
+        fields = _run(request, folder, options)
+    if options.json:
+        print(json_format.dumps(fields, ensure_ascii=False))
+    elif fields["refused"] is None:
+        print(_in_words(fields))
+    if fields["refused"] is not None:
+        raise RefusedTask(fields["refused"])
+    return 0 if fields["success"] else 1
+
+
+def _run(request: Request, folder: Path, options: RunOptions) -> dict[str, Any]:
+    from embodied.cli.assemble import load_agent
+
+    agent = load_agent(options.model, options.policy)
+    scene = choose_scene(agent, request.instruction, request.env)
+    if scene.env is None:
+        return _refusal(request, None, scene.refused, scene.latency_s)
+    with closing(scenes.make(scene.env, horizon=options.horizon)) as env:
+        recorder = Recorder(env, agent.caption, fine=True)
+        tried = attempt(env, agent, request.instruction, request.seed, recorder)
+        if tried.refused is not None:
+            return _refusal(request, scene.env, tried.refused, scene.latency_s + tried.begin_s)
+        video = None
+        if tried.n_steps:
+            recorder.finish(outcome_line(tried))
+            video = folder / f"{env.task}_{request.seed}.mp4"
+            recorder.save_mp4(video)
+            recorder.save_gif(video.with_suffix(".gif"))
+    return _fields(request, scene.env, tried, scene.latency_s, video)
+
+
+def _refusal(
+    request: Request, env: str | None, refused: str | None, latency_s: float
+) -> dict[str, Any]:
+    nothing = {"success": False, "outcome": "failure", "n_steps": 0, "n_replans": 0}
+    nothing |= {"verdicts": [], "video": None, "wall_s": 0.0}
+    return plan_fields(request, env, None, refused, latency_s) | nothing
+
+
+def _fields(
+    request: Request, env: str, tried: Attempt, routing_s: float, video: Path | None
+) -> dict[str, Any]:
+    report = tried.report
+    return plan_fields(request, env, tried.plan, None, routing_s + tried.begin_s) | {
+        "success": tried.success,
+        "outcome": tried.outcome,
+        "n_steps": tried.n_steps,
+        "n_replans": report.get("n_replans", 0),
+        "verdicts": report.get("verdicts", []),
+        "video": None if video is None else str(video),
+        "wall_s": round(tried.wall_s, 3),
+        "control_hz": tried.control_hz,
+        "result": outcome_line(tried),
+    }
+
+
+def _in_words(fields: dict[str, Any]) -> str:
+    steps = [f"  {i}. {step['text']}" for i, step in enumerate(fields["steps"], 1)]
+    verdicts = [f"  step {v['step']}: {v['subgoal']} {v['status']}" for v in fields["verdicts"]]
+    shown = [f"video: {fields['video']} and .gif"] if fields["video"] else []
+    return "\n".join(
+        [f"scene: {fields['env']}", fields["thought"], *steps, *verdicts, fields["result"], *shown]
+    )

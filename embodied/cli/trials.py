@@ -1,0 +1,219 @@
+"""Many episodes of one evaluation, in this process or in several; one record each."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from embodied.agent.rollout import Actor, Decision
+from embodied.cli.attempt import Attempt, Recorder, attempt, outcome_line
+from embodied.cli.eval_info import Record
+from embodied.types import Observation, Plan, Vocabulary
+from sims import language, scenes
+
+ActorKind = Literal["agent", "expert", "random"]
+Ablation = Literal["none", "plan_zeroed", "plan_shuffled", "blind", "no_loop"]
+Instructions = Literal["canonical", "paraphrases"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Who acts, told what, for how long; everything but the layout that decides an episode."""
+
+    actor: ActorKind
+    model: Path | None
+    policy: Path | None
+    ablate: Ablation
+    instructions: Instructions
+    horizon: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One layout to try, and where its video goes."""
+
+    env_id: str
+    seed: int
+    video: Path | None = None
+
+
+class RandomActor:
+    """Uniform noise within the bounds: the floor of every table."""
+
+    def __init__(self, env: Any, seed: int) -> None:
+        self._space = env.action_space
+        self._rng = np.random.default_rng([seed, 4])
+
+    def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
+        return Plan(instruction, "Thought: none.", vocabulary.subgoals, vocabulary.tasks)
+
+    def act(self, observation: Observation) -> Decision:
+        action = self._rng.uniform(self._space.low, self._space.high)
+        return Decision(action.astype(np.float32))
+
+    def report(self) -> dict[str, Any]:
+        return {}
+
+
+def scripted_expert(env: Any, seed: int) -> Actor:
+    """The scripted expert without noise or faults: the ceiling of every table."""
+    from embodied.cli.record import ExpertActor, RecordOptions
+
+    return ExpertActor(env, seed, RecordOptions(env.env_id, 1, Path()))
+
+
+class Trials:
+    """Runs jobs one after the other; keeps its agent, and its environment while that is the same.
+
+    Raises, when called:
+        ValueError, OSError: the agent's weights cannot be used.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._env: Any = None
+        self._agent: Any = None
+
+    def __call__(self, job: Job) -> Record:
+        env = self._open(job.env_id)
+        actor = self._actor(env, job.seed)
+        instruction = self._instruction(env.task, job.seed)
+        recorder = None
+        if job.video is not None:
+            recorder = Recorder(env, self._words(actor, instruction), fine=False)
+        tried = attempt(env, actor, instruction, job.seed, recorder)
+        video = job.video if tried.n_steps else None
+        if recorder is not None and video is not None:
+            recorder.finish(outcome_line(tried))
+            recorder.save_mp4(video)
+        setup = {
+            "success_rule": env.success_rule,
+            "horizon": env.horizon,
+            "train_seeds": getattr(actor, "train_seeds", None),
+            "render_flags": env.render_flags,
+        }
+        if tried.outcome in ("crash", "sim_fault"):
+            self._close_env()  # do not trust what such an episode leaves behind
+        return _record(env, job.seed, instruction, tried, video) | {"setup": setup}
+
+    def _open(self, env_id: str) -> Any:
+        if self._env is None or self._env.env_id != env_id:
+            self._close_env()
+            self._env = scenes.make(env_id, horizon=self._setting.horizon)
+        return self._env
+
+    def _actor(self, env: Any, seed: int) -> Actor:
+        match self._setting.actor:
+            case "expert":
+                return scripted_expert(env, seed)
+            case "random":
+                return RandomActor(env, seed)
+            case "agent":
+                if self._agent is None:
+                    from embodied.cli.assemble import load_agent
+
+                    s = self._setting
+                    self._agent = load_agent(s.model, s.policy, ablate=s.ablate)
+                return self._agent
+
+    def _instruction(self, task: str, seed: int) -> str:
+        if self._setting.instructions == "canonical":
+            return language.canonical(task)
+        said = [s for ways in language.instructions()[task].values() for s in ways]
+        return str(np.random.default_rng([seed, 3]).choice(said))
+
+    def _words(self, actor: Any, instruction: str) -> Callable[[], list[str]]:
+        if self._setting.actor == "agent":
+            return actor.caption
+        return lambda: [instruction, f"({self._setting.actor})"]
+
+    def _close_env(self) -> None:
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+    def close(self) -> None:
+        self._close_env()
+
+
+def _record(env: Any, seed: int, instruction: str, tried: Attempt, video: Path | None) -> Record:
+    steps = [] if tried.episode is None else tried.episode.steps
+    rewards = [step.reward for step in steps] or [0.0]
+    planned = tried.plan is not None and tried.plan.refused is None
+    report = tried.report
+    return {
+        "env": env.env_id,
+        "task": env.task,
+        "seed": seed,
+        "layout_sha": getattr(env, "layout_sha", ""),
+        "instruction": instruction,
+        "outcome": tried.outcome,
+        "success": tried.success,
+        "first_success_step": None if tried.episode is None else tried.episode.first_success_step,
+        "n_steps": tried.n_steps,
+        "n_replans": report.get("n_replans", 0),
+        "n_retries": report.get("n_retries", 0),
+        "plan": [s.text for s in tried.plan.subgoals] if tried.plan and planned else [],
+        "thought": tried.plan.thought if tried.plan and planned else "",
+        "refused": tried.refused,
+        "verdicts": report.get("verdicts", []),
+        "sum_reward": sum(rewards),
+        "max_reward": max(rewards),
+        "plan_s": tried.begin_s,
+        "wall_s": tried.wall_s,
+        "control_hz": tried.control_hz,
+        "video": None if video is None else str(video),
+    }
+
+
+_trials: Trials | None = None  # a worker process's own
+
+
+def _start(setting: Setting) -> None:
+    global _trials
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+    _trials = Trials(setting)
+    atexit.register(_trials.close)
+
+
+def _work(job: Job) -> Record:
+    assert _trials is not None
+    return _trials(job)
+
+
+def in_processes(jobs: list[Job], setting: Setting, n_workers: int) -> Iterator[Record]:
+    """The records of `jobs` as they are finished by `n_workers` processes of one thread each.
+
+    Raises:
+        ChildProcessError: a process died.
+    """
+    others = set(active_children())
+    pool = ProcessPoolExecutor(
+        n_workers, mp_context=get_context("spawn"), initializer=_start, initargs=(setting,)
+    )
+    try:
+        futures = [pool.submit(_work, job) for job in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            "a worker process died, perhaps for want of memory: run the same command again, with "
+            "fewer --workers; finished episodes are kept"
+        ) from None
+    except BaseException:
+        for child in set(active_children()) - others:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)

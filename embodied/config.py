@@ -1,0 +1,117 @@
+"""Sizes and names of everything that is built: frozen dataclasses and three presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from embodied.model.former import FormerConfig
+from embodied.model.llm import AdapterConfig, QuantizeKind
+
+Preset = Literal["tiny", "small", "paper"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One embodied planner.
+
+    Args:
+        vision: a name that `embodied.weights` knows, or "random:…" for tests.
+        image_size: pixels of the square pictures that the ViT sees.
+        vision_layers: how many of the ViT's layers are used; all when None.
+        former: the Embodied-former.
+        llm: a name that `embodied.weights` knows, or "random:…".
+        adapter: what is trained of the language model.
+        quantize: how its frozen weights are stored.
+        cameras: in this order; the first one gives pixel positions.
+        n_frames: frames of the clips for plans and verdicts.
+        clip_stride: control steps between a clip's frames.
+        dtype: what the frozen towers compute in.
+    """
+
+    vision: str = "vit-small-dinov2"
+    image_size: int = 112
+    vision_layers: int | None = 6
+    former: FormerConfig = field(default_factory=FormerConfig)
+    llm: str = "smollm2-135m-instruct"
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    quantize: QuantizeKind = "none"
+    cameras: tuple[str, ...] = ("workspace", "wrist")
+    n_frames: int = 8
+    clip_stride: int = 2
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @property
+    def global_width(self) -> int:
+        """Width of z_global: the pooled vision tokens of every camera, side by side."""
+        return self.former.vision_width * len(self.cameras)
+
+
+def preset(name: Preset) -> ModelConfig:
+    """`tiny` is random and for tests; `small` is the CPU default; `paper` is EmbodiedGPT's size."""
+    match name:
+        case "tiny":
+            former = FormerConfig(
+                width=32,
+                n_layers=2,
+                n_heads=4,
+                n_queries=8,
+                vision_width=192,
+                text_width=64,
+                n_patches=16,
+            )
+            return ModelConfig(
+                vision="random:vit_tiny_patch16_224",
+                image_size=64,
+                vision_layers=2,
+                former=former,
+                llm="random:tiny",
+                adapter=AdapterConfig(rank=4),
+                dtype="float32",
+            )
+        case "small":
+            return ModelConfig()
+        case "paper":
+            former = FormerConfig(
+                width=768,
+                n_layers=12,
+                n_heads=12,
+                n_queries=32,
+                cross_every=2,
+                vision_width=1408,
+                text_width=4096,
+                n_patches=256,
+                max_text=512,
+            )
+            return ModelConfig(
+                vision="timm:eva_giant_patch14_224.clip_ft_in1k",
+                image_size=224,
+                vision_layers=39,
+                former=former,
+                llm="huggyllama/llama-7b",
+                adapter=AdapterConfig(kind="prefix", prefix_layers=30),
+                quantize="nf4",
+            )
+
+
+def to_dict(config: ModelConfig) -> dict[str, Any]:
+    """As plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> ModelConfig:
+    """The inverse of `to_dict`. Raises ValueError that names what it does not know."""
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    if unknown := set(values) - known:
+        raise ValueError(f"unknown model options {sorted(unknown)}; there are {sorted(known)}")
+    values = dict(values)
+    adapter = dict(values.pop("adapter"))
+    if isinstance(adapter.get("targets"), list):
+        adapter["targets"] = tuple(adapter["targets"])
+    return ModelConfig(
+        former=FormerConfig(**values.pop("former")),
+        adapter=AdapterConfig(**adapter),
+        cameras=tuple(values.pop("cameras")),
+        **values,
+    )

@@ -1,0 +1,159 @@
+"""What the language model is trained to say: which task, which plan, what verdict.
+
+Three kinds of prompt and answer, in the very words of `embodied.model.planner`. Tasks are told
+from the words alone; plans and verdicts come with vision tokens of recorded episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embodied.agent.memory import lesson
+from embodied.egocot.dataset import Recorded, clip_tokens, draw_verdict, group_by_task, verdict_of
+from embodied.model.features import IMAGE_EVERY
+from embodied.model.llm import chat
+from embodied.model.plan import REASONS, REFUSE, grounded_nouns, steps_text, thought_text
+from embodied.model.planner import (
+    EXPERIENCE,
+    JUDGE_PROMPT,
+    JUDGE_TEXT,
+    PLAN_PROMPT,
+    PLAN_TEXT,
+    ROUTE_PROMPT,
+)
+from embodied.types import Vocabulary
+
+_BEFORE = {
+    "en": ("please ", "robot, ", "hey, ", "now ", "could you ", "I need you to ", "ok, ", "next, "),
+    "zh": ("请", "麻烦", "机器人，", "现在", "你能", "帮我", "好，"),
+}
+_AFTER = {"en": (" please", " now", ", thanks", " for me", "!", "."), "zh": ("吧", "，谢谢", "。", "！")}
+
+
+def vary(rng: np.random.Generator, sentence: str) -> str:
+    """The same request with small changes of form: case, closing mark, courtesies."""
+    language = "en" if sentence.isascii() else "zh"
+    if rng.random() < 0.4:
+        sentence = sentence.rstrip(".!?。！？")
+    if rng.random() < 0.25:
+        sentence = str(rng.choice(_BEFORE[language])) + sentence[:1].lower() + sentence[1:]
+    if rng.random() < 0.2:
+        sentence = sentence.rstrip(".!?。！？") + str(rng.choice(_AFTER[language]))
+    if rng.random() < 0.3:
+        sentence = sentence.lower()
+    return sentence
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Prompts in chat form and their answers; with vision, also what the former sees and reads.
+
+    `vision` is (B, cameras, T', N, W) and `texts` has B entries; None for words alone.
+    """
+
+    prompts: list[str]
+    answers: list[str]
+    vision: Tensor | None = None
+    texts: list[str] | None = None
+
+
+class ConversationSampler:
+    """Batches by step number.
+
+    Args:
+        episodes: with cached features; may be empty when only words are asked for.
+        instructions: task → ways to say it.
+        refusals: requests that must be refused.
+        sizes: how many of task, plan and verdict a batch has.
+    """
+
+    def __init__(
+        self,
+        episodes: Sequence[Recorded],
+        instructions: Mapping[str, Sequence[str]],
+        refusals: Sequence[str],
+        sizes: tuple[int, int, int],
+        seed: int = 0,
+    ) -> None:
+        self._by_task = group_by_task(episodes)
+        self._instructions, self._refusals = instructions, refusals
+        self._requests = [(s, task) for task, said in instructions.items() for s in said]
+        self._sizes, self._seed = sizes, seed
+
+    def __call__(self, step: int) -> list[Turns]:
+        rng = np.random.default_rng([self._seed, step])
+        n_task, n_plan, n_verdict = self._sizes
+        turns = [self._tasks(rng, n_task)] if n_task else []
+        turns += [self._plans(rng, n_plan)] if n_plan else []
+        return turns + ([self._verdicts(rng, n_verdict)] if n_verdict else [])
+
+    def _tasks(self, rng: np.random.Generator, size: int) -> Turns:
+        rows = []
+        for _ in range(size):
+            if rng.random() < 0.3:
+                rows.append((str(rng.choice(self._refusals)), REFUSE))
+            else:
+                rows.append(self._requests[int(rng.integers(len(self._requests)))])
+        prompts = [chat(ROUTE_PROMPT.format(instruction=vary(rng, said))) for said, _ in rows]
+        return Turns(prompts, [answer for _, answer in rows])
+
+    def _plans(self, rng: np.random.Generator, size: int) -> Turns:
+        prompts, answers, tokens, texts = [], [], [], []
+        for _ in range(size):
+            episodes = self._by_task[str(rng.choice(list(self._by_task)))]
+            episode = episodes[int(rng.integers(len(episodes)))]
+            step = self._plan_step(rng, episode)
+            said = vary(rng, str(rng.choice(self._instructions[episode.meta.task])))
+            first, told = self._start_from(rng, episode, step)
+            prompts.append(chat(PLAN_PROMPT.format(instruction=said, experience=told)))
+            answers.append(_plan_answer(episode, step, first))
+            tokens.append(episode.cache.images[episode.span.image(step)][:, None])
+            texts.append(PLAN_TEXT.format(said))
+        return Turns(prompts, answers, _stack(tokens), texts)
+
+    @staticmethod
+    def _plan_step(rng: np.random.Generator, episode: Recorded) -> int:
+        """The first moment half of the time, else any."""
+        if rng.random() < 0.5:
+            return 0
+        return int(rng.integers(episode.span.length // IMAGE_EVERY)) * IMAGE_EVERY
+
+    @staticmethod
+    def _start_from(rng: np.random.Generator, episode: Recorded, step: int) -> tuple[int, str]:
+        """Where the plan begins, and the experience told: a failure leads to planning the rest."""
+        current = int(episode.subgoal[step])
+        if step == 0 or rng.random() < 0.5:
+            return 0, ""
+        subgoal = episode.meta.plan.subgoals[current]
+        reason = str(rng.choice(REASONS["failed"]))
+        return current, EXPERIENCE.format(experience=lesson(subgoal, reason))
+
+    def _verdicts(self, rng: np.random.Generator, size: int) -> Turns:
+        rows = [draw_verdict(rng, self._by_task) for _ in range(size)]
+        subgoals = [e.meta.plan.subgoals[index].text for e, _, index in rows]
+        return Turns(
+            [chat(JUDGE_PROMPT.format(subgoal=s)) for s in subgoals],
+            [": ".join(verdict_of(e, index, step)) for e, step, index in rows],
+            _stack([clip_tokens(e, step) for e, step, _ in rows]),
+            [JUDGE_TEXT.format(s) for s in subgoals],
+        )
+
+
+def _plan_answer(episode: Recorded, step: int, first: int) -> str:
+    plan = episode.meta.plan
+    vocabulary = Vocabulary(plan.tasks or (episode.meta.task,), plan.subgoals)
+    places = {
+        noun: tuple(map(float, episode.places[noun][step, 0]))
+        for noun in grounded_nouns(vocabulary)
+        if noun in episode.places
+    }
+    return thought_text(places) + "\n" + steps_text(plan.subgoals[first:])
+
+
+def _stack(tokens: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(tokens)).float()

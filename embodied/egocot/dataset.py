@@ -1,0 +1,285 @@
+"""Recorded episodes as training samples: to act, to plan, to judge.
+
+The simulator's truth that was recorded with every step (sub-goals met, pixel positions, what went
+wrong on purpose) becomes labels here, and only here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embodied.episodes import DatasetReader, EpisodeMeta
+from embodied.model.features import IMAGE_EVERY, TUBELET_EVERY, EpisodeSpan, FeatureCache
+from embodied.model.plan import GRIPPER, REASONS
+from embodied.model.planner import CONTROL_TEXT, JUDGE_TEXT, PLAN_TEXT
+from embodied.types import STATUSES, Status, Subgoal
+
+N_PLACES = 3
+"""Positions asked of the former: the first noun at hand, the second, the gripper."""
+
+_STILL_STEPS = 16
+_MOVED_FROM, _MOVED_TO = 8, 24
+_LAG_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One episode without its pictures.
+
+    Args:
+        meta: of the data set.
+        span: its rows in the feature cache.
+        cache: the feature cache that it is in.
+        state: (T, S). action: (T, A). subgoal: (T,), index in the plan. done: (T,).
+        places: noun → (T, cameras, 2), NaN where unknown.
+    """
+
+    meta: EpisodeMeta
+    span: EpisodeSpan
+    cache: FeatureCache
+    state: np.ndarray
+    action: np.ndarray
+    subgoal: np.ndarray
+    done: np.ndarray
+    places: Mapping[str, np.ndarray]
+
+    @property
+    def fault_step(self) -> int:
+        return int(self.meta.info.get("fault_step", 0))
+
+    def met(self, index: int, step: int) -> bool:
+        """Whether sub-goal `index` of the plan is met at `step`."""
+        current = int(self.subgoal[step])
+        return index < current or (index == current and bool(self.done[step]))
+
+
+def load_recorded(reader: DatasetReader, cache: FeatureCache) -> list[Recorded]:
+    """Every episode of a data set, beside its cached features."""
+    return [_load_one(reader, cache, i) for i in range(len(reader))]
+
+
+def _load_one(reader: DatasetReader, cache: FeatureCache, i: int) -> Recorded:
+    columns = reader.arrays(i)
+    pixels = [columns[f"observation.pixels.{camera}"] for camera in reader.cameras]
+    stacked = np.stack(pixels, 1).reshape(len(pixels[0]), len(pixels), -1, 2)
+    places = {noun: stacked[:, :, k] for k, noun in enumerate(reader.nouns)}
+    return Recorded(
+        reader.episodes[i],
+        cache.spans[i],
+        cache,
+        columns["observation.state"],
+        columns["action"],
+        columns["subgoal_index"],
+        columns["subgoal.done"],
+        {noun: p for noun, p in places.items() if np.isfinite(p).any()},
+    )
+
+
+def verdict_of(episode: Recorded, index: int, step: int) -> tuple[Status, str]:
+    """The true verdict on sub-goal `index` at `step`, and its reason, from how it was recorded."""
+    tag, since = episode.meta.tag, step - episode.fault_step
+    verb = episode.meta.plan.subgoals[index].verb
+    if episode.met(index, step):
+        return "done", REASONS["done"][0]
+    if tag == "stopped" and since >= _STILL_STEPS:
+        return "failed", REASONS["failed"][0]
+    if tag == "missed" and since >= _STILL_STEPS + 8:
+        return "failed", REASONS["failed"][1]
+    lost = tag == "moved" and _MOVED_FROM <= since <= _MOVED_TO
+    if lost and index > 0 and episode.subgoal[step] == 0:
+        return "failed", REASONS["failed"][2]
+    return "progressing", REASONS["progressing"][0 if verb == "reach" else 1]
+
+
+def nouns_at_hand(subgoal: Subgoal) -> list[str]:
+    """The nouns whose places a sub-goal asks for, at most two, without the gripper."""
+    return [noun for noun in subgoal.args if noun != GRIPPER]
+
+
+def places_at(episode: Recorded, nouns: Sequence[str], step: int) -> np.ndarray:
+    """(N_PLACES, cameras, 2) positions of the nouns and the gripper; NaN where out of view."""
+    n_cameras = next(iter(episode.places.values())).shape[1]
+    out = np.full((N_PLACES, n_cameras, 2), np.nan, np.float32)
+    slots = [*nouns[: N_PLACES - 1], *[None] * (N_PLACES - 1 - len(nouns)), GRIPPER]
+    for slot, noun in enumerate(slots):
+        if noun is not None and noun in episode.places:
+            out[slot] = episode.places[noun][step]
+    outside = ((out < 0) | (out > 1)).any(-1)
+    out[outside] = np.nan
+    return out
+
+
+@dataclass(frozen=True)
+class FormerBatch:
+    """What one use of the former is trained on.
+
+    Args:
+        vision: (B, cameras, T', N, W). texts: the B texts for the former.
+        places: (B, N_PLACES, cameras, 2), NaN where unknown.
+        state: (B, S). actions: (B, H, A). valid: (B, H). done: (B,). Only for control.
+        verdict: (B,) index into STATUSES. Only for verdicts.
+    """
+
+    vision: Tensor
+    texts: list[str]
+    places: Tensor
+    state: Tensor | None = None
+    actions: Tensor | None = None
+    valid: Tensor | None = None
+    done: Tensor | None = None
+    verdict: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AlignmentBatch:
+    """One batch of each use of the Embodied-former."""
+
+    control: FormerBatch
+    plan: FormerBatch
+    judge: FormerBatch
+
+
+class AlignmentSampler:
+    """Batches by step number for training the Embodied-former with the policy.
+
+    Args:
+        act_on: episodes to imitate; failures among them are left out.
+        look_at: episodes to ground plans and verdicts in.
+        instructions: task → ways to say it.
+        horizon: H, actions in a chunk.
+        sizes: how many samples of control, plan and verdict a batch has.
+    """
+
+    def __init__(
+        self,
+        act_on: Sequence[Recorded],
+        look_at: Sequence[Recorded],
+        instructions: Mapping[str, Sequence[str]],
+        horizon: int,
+        sizes: tuple[int, int, int] = (48, 16, 24),
+        seed: int = 0,
+    ) -> None:
+        self._act_on = [e for e in act_on if e.meta.success]
+        if not self._act_on:
+            raise ValueError("no successful episode to imitate among those given")
+        self._look_at = list(look_at)
+        self._instructions, self._horizon = instructions, horizon
+        self._sizes, self._seed = sizes, seed
+        self._by_task = _group([e for e in self._act_on])
+        self._all_by_task = _group(self._look_at)
+
+    def __call__(self, step: int) -> AlignmentBatch:
+        rng = np.random.default_rng([self._seed, step])
+        n_control, n_plan, n_judge = self._sizes
+        return AlignmentBatch(
+            self._control(rng, n_control), self._plan(rng, n_plan), self._judge(rng, n_judge)
+        )
+
+    def _control(self, rng: np.random.Generator, size: int) -> FormerBatch:
+        rows = []
+        for _ in range(size):
+            episode = _draw(rng, self._by_task)
+            step = int(rng.integers(0, episode.span.length // IMAGE_EVERY)) * IMAGE_EVERY
+            rows.append((episode, step, self._working_on(rng, episode, step)))
+        chunks = [_chunk(e.action, step, self._horizon) for e, step, _ in rows]
+        subgoals = [e.meta.plan.subgoals[g] for e, _, g in rows]
+        return FormerBatch(
+            vision=_stack([e.cache.images[e.span.image(step)][:, None] for e, step, _ in rows]),
+            texts=[CONTROL_TEXT.format(s.text) for s in subgoals],
+            places=_places([(e, nouns_at_hand(s), t) for (e, t, _), s in zip(rows, subgoals)]),
+            state=torch.from_numpy(np.stack([e.state[step] for e, step, _ in rows])),
+            actions=torch.from_numpy(np.stack([a for a, _ in chunks])),
+            valid=torch.from_numpy(np.stack([v for _, v in chunks])),
+            done=torch.tensor([float(e.met(g, step)) for e, step, g in rows]),
+        )
+
+    def _working_on(self, rng: np.random.Generator, episode: Recorded, step: int) -> int:
+        """The current sub-goal; sometimes still the one before, as when the monitor is late."""
+        current = int(episode.subgoal[step])
+        before = int(episode.subgoal[max(0, step - int(rng.integers(1, _LAG_STEPS + 1)))])
+        return before if before < current and rng.random() < 0.7 else current
+
+    def _plan(self, rng: np.random.Generator, size: int) -> FormerBatch:
+        rows = []
+        for _ in range(size):
+            episode = _draw(rng, self._all_by_task)
+            step = int(rng.integers(0, episode.span.length // IMAGE_EVERY)) * IMAGE_EVERY
+            rows.append((episode, step))
+        said = [str(rng.choice(self._instructions[e.meta.task])) for e, _ in rows]
+        nouns = [nouns_at_hand(e.meta.plan.subgoals[-1]) for e, _ in rows]
+        return FormerBatch(
+            vision=_stack([e.cache.images[e.span.image(step)][:, None] for e, step in rows]),
+            texts=[PLAN_TEXT.format(s) for s in said],
+            places=_places([(e, n, t) for (e, t), n in zip(rows, nouns)]),
+        )
+
+    def _judge(self, rng: np.random.Generator, size: int) -> FormerBatch:
+        rows = [draw_verdict(rng, self._all_by_task) for _ in range(size)]
+        subgoals = [e.meta.plan.subgoals[g] for e, _, g in rows]
+        verdicts = [STATUSES.index(verdict_of(e, g, step)[0]) for e, step, g in rows]
+        return FormerBatch(
+            vision=_stack([clip_tokens(e, step) for e, step, _ in rows]),
+            texts=[JUDGE_TEXT.format(s.text) for s in subgoals],
+            places=_places([(e, nouns_at_hand(s), t) for (e, t, _), s in zip(rows, subgoals)]),
+            verdict=torch.tensor(verdicts),
+        )
+
+
+def draw_verdict(
+    rng: np.random.Generator, by_task: Mapping[str, Sequence[Recorded]]
+) -> tuple[Recorded, int, int]:
+    """An episode, a step at a clip's end and a sub-goal to judge, failures drawn more often."""
+    wanted = rng.choice(STATUSES, p=[0.4, 0.25, 0.35])
+    for _ in range(20):
+        episode = _draw(rng, by_task)
+        n_clips = max(1, (episode.span.length - IMAGE_EVERY) // TUBELET_EVERY)
+        late = wanted == "failed" or rng.random() < 0.3
+        low = min(n_clips - 1, episode.fault_step // TUBELET_EVERY) if late else 0
+        step = int(rng.integers(low, n_clips)) * TUBELET_EVERY + IMAGE_EVERY
+        step = min(step, episode.span.length - 1)
+        index = int(rng.integers(len(episode.meta.plan.subgoals)))
+        if verdict_of(episode, index, step)[0] == wanted:
+            break
+    return episode, step, index
+
+
+def clip_tokens(episode: Recorded, step: int) -> np.ndarray:
+    """The cached clip that ends at `step`: (cameras, tubelets, N, W)."""
+    return np.stack([episode.cache.tubelets[row] for row in episode.span.tubelets(step)], axis=1)
+
+
+def group_by_task(episodes: Sequence[Recorded]) -> dict[str, list[Recorded]]:
+    """Task → its episodes."""
+    groups: dict[str, list[Recorded]] = {}
+    for episode in episodes:
+        groups.setdefault(episode.meta.task, []).append(episode)
+    return groups
+
+
+_group = group_by_task
+
+
+def _draw(rng: np.random.Generator, by_task: Mapping[str, Sequence[Recorded]]) -> Recorded:
+    """A task evenly, then one of its episodes, longer ones more often."""
+    episodes = by_task[str(rng.choice(list(by_task)))]
+    lengths = np.array([e.span.length for e in episodes], float)
+    return episodes[int(rng.choice(len(episodes), p=lengths / lengths.sum()))]
+
+
+def _chunk(action: np.ndarray, step: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """The next `horizon` actions (H, A), the last one repeated, and which are real (H,)."""
+    steps = step + np.arange(horizon)
+    return action[np.minimum(steps, len(action) - 1)], steps < len(action)
+
+
+def _stack(tokens: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(tokens)).float()
+
+
+def _places(rows: Sequence[tuple[Recorded, list[str], int]]) -> Tensor:
+    return torch.from_numpy(np.stack([places_at(e, nouns, step) for e, nouns, step in rows]))

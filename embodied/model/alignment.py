@@ -1,0 +1,124 @@
+"""Trains the Embodied-former together with the policy: what to do, where things are, what is done.
+
+Three uses of the former share one set of weights. Besides imitating actions, it learns to place
+the nouns at hand in every camera's picture, and to tell from a clip whether a sub-goal is done.
+The small heads for places and verdicts exist for this training only: at run time the language
+model speaks for both, from the same embodied tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embodied.egocot.dataset import N_PLACES, AlignmentBatch, FormerBatch
+from embodied.model.features import global_feature
+from embodied.model.former import EmbodiedFormer, TextState
+from embodied.types import STATUSES
+
+EmbedTexts = Callable[[list[str]], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """How the parts of the loss are weighed against the imitation of actions."""
+
+    done: float = 0.1
+    places: float = 2.0
+    verdict: float = 0.2
+
+
+def text_states(former: EmbodiedFormer, embed_texts: EmbedTexts, texts: list[str]) -> TextState:
+    """The texts' states (B, …) in the former; each different text is encoded once."""
+    unique = list(dict.fromkeys(texts))
+    state = former.encode_text(*embed_texts(unique))
+    rows = torch.tensor([unique.index(text) for text in texts])
+    take = lambda parts: tuple(part[rows] for part in parts)  # noqa: E731
+    return TextState(take(state.keys), take(state.values), state.mask[rows])
+
+
+class Alignment(nn.Module):
+    """Former, policy and two training heads.
+
+    Args:
+        former: trained in place.
+        policy: trained in place; its `act` gives actions (B, H, A) and done logits (B,).
+        embed_texts: texts → frozen word embeddings and mask.
+        n_cameras: cameras of a picture.
+    """
+
+    def __init__(
+        self,
+        former: EmbodiedFormer,
+        policy: Any,
+        embed_texts: EmbedTexts,
+        n_cameras: int,
+        weights: LossWeights | None = None,
+    ) -> None:
+        super().__init__()
+        self.former, self.policy = former, policy
+        self._embed_texts = embed_texts
+        self.weights = weights or LossWeights()
+        width, n_queries = former.config.width, former.config.n_queries
+        self.n_cameras = n_cameras
+        self.place_squeeze = nn.Linear(width, 32)
+        self.place_head = nn.Sequential(
+            nn.Linear(32 * n_queries, 256), nn.GELU(), nn.Linear(256, N_PLACES * n_cameras * 2)
+        )
+        self.verdict_squeeze = nn.Linear(width, 16)
+        self.verdict_head = nn.Sequential(
+            nn.Linear(16 * n_queries, 128), nn.GELU(), nn.Linear(128, len(STATUSES))
+        )
+
+    def embody(self, batch: FormerBatch) -> Tensor:
+        """Embodied tokens (B, Q, D) of one use's batch."""
+        with torch.autocast("cpu", torch.bfloat16):
+            queries = self.former(
+                batch.vision, text_states(self.former, self._embed_texts, batch.texts)
+            )
+        return queries.float()
+
+    def places(self, queries: Tensor) -> Tensor:
+        """Embodied tokens → (B, N_PLACES, cameras, 2) positions in 0..1."""
+        flat = self.place_head(self.place_squeeze(queries).flatten(1))
+        return flat.view(-1, N_PLACES, self.n_cameras, 2) + 0.5
+
+    def verdicts(self, queries: Tensor) -> Tensor:
+        """Embodied tokens → (B, statuses) logits."""
+        return self.verdict_head(self.verdict_squeeze(queries).flatten(1))
+
+    def loss(self, batch: AlignmentBatch) -> tuple[Tensor, dict[str, float]]:
+        """The weighted sum over the three uses, and its parts."""
+        control, plan, judge = batch.control, batch.plan, batch.judge
+        acting = self.embody(control)
+        action, done = self._control_loss(acting, control)
+        planning, judging = self.embody(plan), self.embody(judge)
+        places = torch.cat([self.places(q) for q in (acting, planning, judging)])
+        truth = torch.cat([control.places, plan.places, judge.places])
+        place = place_loss(places, truth)
+        logits = self.verdicts(judging)
+        verdict = F.cross_entropy(logits, judge.verdict)
+        w = self.weights
+        total = action + w.done * done + w.places * place + w.verdict * verdict
+        right = (logits.argmax(1) == judge.verdict).float().mean()
+        figures = {"action": action, "done": done, "place": place, "verdict_acc": right}
+        return total, {name: float(value) for name, value in figures.items()}
+
+    def _control_loss(self, queries: Tensor, batch: FormerBatch) -> tuple[Tensor, Tensor]:
+        actions, done = self.policy.act(queries, global_feature(batch.vision), batch.state)
+        error = (actions - batch.actions).abs().mean(-1)  # (B, H)
+        return (
+            (error * batch.valid).sum() / batch.valid.sum(),
+            F.binary_cross_entropy_with_logits(done, batch.done),
+        )
+
+
+def place_loss(guess: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute error over the places that are known."""
+    known = torch.isfinite(truth)
+    return (guess - torch.nan_to_num(truth)).abs()[known].mean()

@@ -1,0 +1,178 @@
+"""4. Embodied tokens and words → words: a causal language model with a small adapter.
+
+The base is frozen. What is trained is an adapter in peft's own format: LoRA (arXiv 2106.09685),
+or LLaMA-Adapter's zero-initialised prefix attention (arXiv 2303.16199), EmbodiedGPT's choice; or
+everything (`full`), or nothing (`none`). Visual tokens are spliced in front of the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+AdapterKind = Literal["lora", "prefix", "full", "none"]
+QuantizeKind = Literal["nf4", "int8", "none"]
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is trained of the language model.
+
+    Args:
+        kind: lora, prefix (LLaMA-Adapter), full or none.
+        rank: LoRA's rank; alpha is twice that.
+        targets: linear layers that LoRA adapts; peft's "all-linear" by default.
+        prefix_length: prefix tokens a layer.
+        prefix_layers: how many of the top layers have a prefix; all but the first two when None.
+    """
+
+    kind: AdapterKind = "lora"
+    rank: int = 16
+    targets: str | tuple[str, ...] = "all-linear"
+    prefix_length: int = 10
+    prefix_layers: int | None = None
+
+
+def quantization_config(kind: QuantizeKind) -> Any:
+    """transformers' configuration of `kind`; None for none."""
+    if kind == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def add_adapter(model: Any, config: AdapterConfig) -> Any:
+    """The frozen `model` with a fresh adapter, which at first changes nothing."""
+    import peft
+
+    model.requires_grad_(config.kind == "full")
+    match config.kind:
+        case "full" | "none":
+            return model
+        case "lora":
+            targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+            lora = peft.LoraConfig(
+                r=config.rank,
+                lora_alpha=2 * config.rank,
+                target_modules=targets,
+                task_type="CAUSAL_LM",
+            )
+            return peft.get_peft_model(model, lora)
+        case "prefix":
+            n_layers = config.prefix_layers or max(1, model.config.num_hidden_layers - 2)
+            prefix = peft.AdaptionPromptConfig(
+                adapter_len=config.prefix_length, adapter_layers=n_layers, task_type="CAUSAL_LM"
+            )
+            return peft.get_peft_model(model, prefix)
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that take a gradient."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def word_embeddings(model: Any, ids: Tensor) -> Tensor:
+    """Token ids (B, L) → the frozen word embeddings (B, L, W), float32."""
+    with torch.no_grad():
+        return model.get_input_embeddings()(ids).float()
+
+
+def splice(visual: Tensor | None, words: Tensor) -> Tensor:
+    """Visual tokens (B, Q, W) in front of word embeddings (B, L, W)."""
+    return words if visual is None else torch.cat([visual.to(words.dtype), words], dim=1)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Right-padded prompts with answers.
+
+    Args:
+        ids: (B, L) token ids.
+        mask: (B, L), true at real tokens.
+        answer: (B, L), true at the tokens to be predicted.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    answer: Tensor
+
+
+def make_batch(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]) -> TokenBatch:
+    """Tokenise prompts and their answers, each answer closed by the end-of-turn token."""
+    heads = tokenizer(list(prompts), add_special_tokens=False).input_ids
+    tails = tokenizer(list(answers), add_special_tokens=False).input_ids
+    tails = [[*tail, tokenizer.eos_token_id] for tail in tails]
+    length = max(len(h) + len(t) for h, t in zip(heads, tails, strict=True))
+    ids = torch.full((len(heads), length), tokenizer.pad_token_id)
+    mask = torch.zeros(len(heads), length, dtype=torch.bool)
+    answer = torch.zeros(len(heads), length, dtype=torch.bool)
+    for i, (head, tail) in enumerate(zip(heads, tails, strict=True)):
+        n = len(head) + len(tail)
+        ids[i, :n] = torch.tensor([*head, *tail])
+        mask[i, :n] = True
+        answer[i, len(head) : n] = True
+    return TokenBatch(ids, mask, answer)
+
+
+def answer_loss(model: Any, visual: Tensor | None, batch: TokenBatch) -> Tensor:
+    """Mean cross-entropy over the answer tokens; logits are computed at those places only.
+
+    Args:
+        visual: (B, Q, W) tokens put before the words; None for text alone.
+    """
+    words = model.get_input_embeddings()(batch.ids)
+    inputs = splice(visual, words)  # (B, Q + L, W)
+    n_visual = inputs.shape[1] - batch.ids.shape[1]
+    seen = batch.mask.new_ones(batch.mask.shape[0], n_visual)
+    mask = torch.cat([seen, batch.mask], dim=1)
+    hidden = backbone(model)(inputs_embeds=inputs, attention_mask=mask.long()).last_hidden_state
+    # the token at place t is predicted from the place before it
+    before = F.pad(batch.answer, (n_visual, 0))[:, 1:]
+    logits = model.get_output_embeddings()(hidden[:, :-1][before]).float()  # (answers, vocabulary)
+    return F.cross_entropy(logits, batch.ids[batch.answer])
+
+
+def backbone(model: Any) -> Any:
+    """The transformer without its output head, inside peft's wrapper or not."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.model
+
+
+CHAT = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def chat(prompt: str) -> str:
+    """A user's turn in the model's own chat format, and the start of the answer."""
+    return CHAT.format(prompt=prompt)
+
+
+def adapter_tensors(model: Any) -> dict[str, Tensor]:
+    """What is trained of the language model, under peft's own names (its plain ones if full)."""
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        return dict(get_peft_model_state_dict(model))
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_adapter_tensors(model: Any, tensors: dict[str, Tensor]) -> None:
+    """Put back what `adapter_tensors` gave."""
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, tensors)
+        return
+    model.load_state_dict(tensors, strict=False)

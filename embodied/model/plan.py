@@ -1,0 +1,135 @@
+"""4. The plan language: its text form, its grammar for constrained decoding, and its parser.
+
+A plan in words:
+
+    Thought: drawer handle at (104, 88), gripper at (70, 50).
+    1. reach(drawer handle)
+    2. pull(drawer handle)
+
+Positions are pixels of the first camera's picture, scaled to 224 × 224. The grammar offers the
+scene's own nouns and sub-goals and nothing else, so that a decoded plan parses and can be carried
+out; which of them, in what order, how many, and where things are is the model's to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from embodied.types import STATUSES, Plan, Subgoal, Vocabulary
+
+GRID = 224
+MAX_STEPS = 12
+GRIPPER = "gripper"
+REFUSE = "refuse"
+
+_PLACE = re.compile(r"([a-z][a-z ]*?) at \((\d{1,3}), (\d{1,3})\)")
+_STEP = re.compile(r"^(\d{1,2})\. (.+)$")
+
+REASONS: Mapping[str, tuple[str, ...]] = {
+    "done": ("it is achieved",),
+    "progressing": ("the gripper is on its way", "the work is going on"),
+    "failed": (
+        "the gripper stopped short",
+        "the gripper is in the wrong place",
+        "the object is not where the gripper is",
+        "nothing moves",
+    ),
+}
+"""What a verdict may give as its reason, by status."""
+
+
+class PlanError(ValueError):
+    """A plan's text does not follow the plan language; the message says where."""
+
+
+def grounded_nouns(vocabulary: Vocabulary) -> tuple[str, ...]:
+    """The nouns that a thought places: the scene's own, then the gripper."""
+    return (*(n for n in vocabulary.nouns if n != GRIPPER), GRIPPER)
+
+
+def thought_text(places: Mapping[str, tuple[float, float]]) -> str:
+    """Noun → (x, y) in 0..1 of the picture → the thought in words; out of view is left out."""
+    parts = []
+    for noun, (x, y) in places.items():
+        if 0 <= x < 1 and 0 <= y < 1:
+            parts.append(f"{noun} at ({int(x * GRID)}, {int(y * GRID)})")
+    return f"Thought: {', '.join(parts) or 'nothing in view'}."
+
+
+def parse_thought(text: str) -> dict[str, tuple[float, float]]:
+    """The places that a thought names: noun → (x, y) in 0..1."""
+    found = _PLACE.findall(text.removeprefix("Thought: "))
+    return {noun: (int(x) / GRID, int(y) / GRID) for noun, x, y in found}
+
+
+def steps_text(subgoals: Sequence[Subgoal]) -> str:
+    """The numbered steps, a line each."""
+    return "\n".join(f"{i}. {s.text}" for i, s in enumerate(subgoals, 1))
+
+
+def parse_plan(text: str, instruction: str, vocabulary: Vocabulary) -> Plan:
+    """Read a plan's text form.
+
+    Raises:
+        PlanError: naming the line and what is wrong with it.
+    """
+    lines = text.strip().split("\n")
+    if not lines[0].startswith("Thought: "):
+        raise PlanError(f"line 1: expected 'Thought: …', got {lines[0]!r}")
+    subgoals = [_parse_step(line, i, vocabulary) for i, line in enumerate(lines[1:], 1)]
+    if not 1 <= len(subgoals) <= MAX_STEPS:
+        raise PlanError(f"expected 1 to {MAX_STEPS} steps after the thought, got {len(subgoals)}")
+    return Plan(instruction, lines[0], tuple(subgoals), vocabulary.tasks)
+
+
+def _parse_step(line: str, number: int, vocabulary: Vocabulary) -> Subgoal:
+    match = _STEP.match(line)
+    where = f"line {number + 1}"
+    if match is None or int(match.group(1)) != number:
+        raise PlanError(f"{where}: expected '{number}. verb(noun)', got {line!r}")
+    try:
+        subgoal = Subgoal.parse(match.group(2))
+    except ValueError as error:
+        raise PlanError(f"{where}: {error}") from None
+    if subgoal not in vocabulary.subgoals:
+        known = ", ".join(s.text for s in vocabulary.subgoals)
+        raise PlanError(f"{where}: the scene cannot {subgoal.text}; it offers {known}")
+    return subgoal
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def plan_grammar(vocabulary: Vocabulary) -> str:
+    """The plan language of one scene as a Lark grammar for llguidance.
+
+    Steps are enumerated (no free numbers), and white space is fixed.
+    """
+    nouns = grounded_nouns(vocabulary)
+    places = [f"{_quote(f'{noun} at (')} NUM {_quote(', ')} NUM {_quote(')')}" for noun in nouns]
+    chain = places[-1]
+    for place in reversed(places[:-1]):
+        chain = f"{place} {_quote(', ')} {chain}"
+    actions = " | ".join(_quote(s.text) for s in vocabulary.subgoals)
+    n_steps = min(MAX_STEPS, 2 * len(vocabulary.subgoals) + 1)
+    rules = [
+        f'start: "Thought: " {chain} "." step1',
+        f"action: {actions}",
+        "NUM: /[0-9]{1,3}/",
+    ]
+    for i in range(1, n_steps + 1):
+        more = f" step{i + 1}?" if i < n_steps else ""
+        rules.append(f"step{i}: {_quote(f'{chr(10)}{i}. ')} action{more}")
+    return "\n".join(rules)
+
+
+def choice_grammar(options: Sequence[str]) -> str:
+    """Exactly one of `options`."""
+    return "start: " + " | ".join(_quote(option) for option in options)
+
+
+def verdict_texts() -> list[str]:
+    """Every verdict that can be spoken, `status: reason`."""
+    return [f"{status}: {reason}" for status in STATUSES for reason in REASONS[status]]

@@ -1,0 +1,254 @@
+"""4. The planner: a task in words and a video → a grounded plan; a clip → a verdict.
+
+Vision encoder and base language model are frozen; the Embodied-former, the language mapping and
+the adapter are trained. Everything that the model says about a scene goes through the same path:
+vision tokens → Embodied-former, with the words at hand as its text → language mapping → visual
+tokens in front of the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embodied import checkpoint, weights
+from embodied.config import ModelConfig, from_dict, to_dict
+from embodied.model import llm as llm_parts
+from embodied.model.decoding import GrammarDecoder
+from embodied.model.former import EmbodiedFormer, TextState
+from embodied.model.plan import REASONS, REFUSE, choice_grammar, parse_plan, plan_grammar
+from embodied.model.vision import VisionEncoder
+from embodied.types import STATUSES, Observation, Plan, Subgoal, Verdict, Vocabulary
+from embodied.video import to_chw
+
+ROUTE_PROMPT = "Instruction: {instruction}\nWhich task is it?"
+PLAN_PROMPT = "Instruction: {instruction}\n{experience}Look at the scene and plan."
+EXPERIENCE = "Experience: {experience}\n"
+JUDGE_PROMPT = "Sub-goal: {subgoal}\nWatch the clip. Is it done?"
+
+PLAN_TEXT = "plan: {0}"
+CONTROL_TEXT = "do: {0}"
+JUDGE_TEXT = "check: {0}"
+"""What the Embodied-former is told, in its three uses."""
+
+REFUSE_ABOVE = 0.5
+N_NEAREST = 3
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which scene and tasks an instruction is about, or why none is.
+
+    `probability` is the model's own, of this answer.
+    """
+
+    env_id: str | None
+    tasks: tuple[str, ...]
+    refused: str | None
+    nearest: tuple[str, ...]
+    probability: float
+
+
+class Planner(nn.Module):
+    """Vision encoder, Embodied-former, language mapping and language model, put together.
+
+    Args:
+        config: sizes and names.
+        vision: the frozen vision encoder.
+        language: the frozen causal language model, without an adapter; it gets a fresh one.
+        tokenizer: its tokenizer.
+    """
+
+    def __init__(
+        self, config: ModelConfig, vision: VisionEncoder, language: Any, tokenizer: Any
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = vision
+        self.former = EmbodiedFormer(config.former)
+        width = language.get_input_embeddings().weight.shape[1]
+        self.mapping = nn.Linear(config.former.width, width)
+        self._match_scale_of_words(language)
+        self.llm = llm_parts.add_adapter(language, config.adapter)
+        self.tokenizer = tokenizer
+        self.decoder = GrammarDecoder(self.llm, tokenizer)
+
+    def _match_scale_of_words(self, language: Any) -> None:
+        """Start the mapping so that visual tokens are as large as word embeddings."""
+        words = language.get_input_embeddings().weight
+        if words.is_meta:
+            return
+        nn.init.normal_(self.mapping.weight, std=float(words.float().std()) / 16)
+        nn.init.zeros_(self.mapping.bias)
+
+    # ---------------------------------------------------------------- making, saving, loading
+
+    @classmethod
+    def build(cls, config: ModelConfig) -> Planner:
+        """Frozen towers with their pretrained weights; fresh former, mapping and adapter."""
+        dtype = getattr(torch, config.dtype)
+        vision = VisionEncoder.load(config.vision, config.image_size, config.vision_layers, dtype)
+        language, tokenizer = weights.load_llm(config.llm, dtype)
+        return cls(config, vision, language, tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path) -> Planner:
+        """A planner that `save` wrote. Raises CheckpointError for a damaged one."""
+        tensors, values = checkpoint.load(folder)
+        planner = cls.build(from_dict(values["model"]))
+        planner.load_trained(tensors)
+        return planner.eval()
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The weights that are trained: former, mapping and adapter."""
+        adapter = llm_parts.adapter_tensors(self.llm)
+        parts = {"former": self.former.state_dict(), "mapping": self.mapping.state_dict()}
+        tensors = {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
+        return tensors | {f"adapter.{k}": v for k, v in adapter.items()}
+
+    def load_trained(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `trained_tensors` gave.
+
+        Raises:
+            CheckpointError: a tensor is missing, unknown or of another shape.
+        """
+        wanted = {k: v.shape for k, v in self.trained_tensors().items()}
+        given = {k: v.shape for k, v in tensors.items()}
+        if wanted != given:
+            odd = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
+            raise checkpoint.CheckpointError(
+                f"{len(odd)} tensors do not fit the model, the first is {odd[0]!r}; "
+                "was the checkpoint made with other sizes?"
+            )
+        part = lambda name: {  # noqa: E731
+            k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")
+        }
+        self.former.load_state_dict({k: v.float() for k, v in part("former").items()})
+        self.mapping.load_state_dict({k: v.float() for k, v in part("mapping").items()})
+        llm_parts.load_adapter_tensors(self.llm, part("adapter"))
+
+    def save(self, folder: Path, **notes: Any) -> None:
+        """Write config and trained weights; `notes` go into config.json."""
+        tensors = {k: v.to(torch.bfloat16) for k, v in self.trained_tensors().items()}
+        checkpoint.save(folder, tensors, {"model": to_dict(self.config), **notes})
+
+    # ----------------------------------------------------------------------------- the path
+
+    def see(self, frames: np.ndarray | Tensor) -> Tensor:
+        """Pictures uint8 (B, cameras, T, H, W, 3) → vision tokens (B, cameras, T', N, W).
+
+        T' is 1 for one frame and T / 2 tubelets for a clip.
+        """
+        batch, cameras, n_frames = frames.shape[:3]
+        pixels = shrink(to_chw(frames).flatten(0, 2), self.config.image_size)
+        if n_frames == 1:
+            return self.vision.images(pixels).unflatten(0, (batch, cameras, 1))
+        tokens = self.vision.clips(pixels.unflatten(0, (batch * cameras, n_frames)))
+        return tokens.unflatten(0, (batch, cameras))
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Texts for the former → frozen word embeddings (B, L, W), and their mask (B, L)."""
+        limit = self.config.former.max_text
+        rows = [r[:limit] for r in self.tokenizer(list(texts), add_special_tokens=False).input_ids]
+        length = max(map(len, rows))
+        ids = torch.zeros(len(rows), length, dtype=torch.long)
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = True
+        return llm_parts.word_embeddings(self.llm, ids), mask
+
+    def text_state(self, text: str) -> TextState:
+        """What one text contributes to every layer of the former; computed once per sub-goal."""
+        return self.former.encode_text(*self.embed_texts([text]))
+
+    def visual_tokens(self, vision: Tensor, text: str) -> Tensor:
+        """Vision tokens and the words at hand → tokens for the language model (1, Q, W)."""
+        queries = self.former(vision.float(), self.text_state(text))
+        return self.mapping(queries)
+
+    # -------------------------------------------------------------------- what it is asked
+
+    @torch.no_grad()
+    def route(self, instruction: str, catalogue: Mapping[str, Vocabulary]) -> Route:
+        """Which environment of `catalogue` offers what `instruction` asks for.
+
+        The language model's likelihoods of all task names, and of a refusal, are compared.
+        """
+        owner = {task: env_id for env_id, vocab in catalogue.items() for task in vocab.tasks}
+        options = (*owner, REFUSE)
+        prompt = llm_parts.chat(ROUTE_PROMPT.format(instruction=instruction))
+        chances = self.decoder.score(None, prompt, options).softmax(0)
+        refusal = float(chances[-1])
+        order = [options[i] for i in chances[:-1].argsort(descending=True)]
+        nearest = tuple(order[:N_NEAREST])
+        if refusal > REFUSE_ABOVE:
+            reason = f"no scene can do {instruction!r}; the nearest are: {', '.join(nearest)}"
+            return Route(None, (), reason, nearest, refusal)
+        best = order[0]
+        return Route(owner[best], (best,), None, nearest, float(chances[options.index(best)]))
+
+    @torch.no_grad()
+    def plan(
+        self,
+        observation: Observation,
+        instruction: str,
+        vocabulary: Vocabulary,
+        experience: str = "",
+    ) -> Plan:
+        """Look at the scene and decode a grounded thought and sub-goals under its grammar.
+
+        Args:
+            experience: what was learnt from a failed attempt, in words.
+        """
+        vision = self.see(stack_cameras([observation], self.config.cameras))
+        visual = self.visual_tokens(vision, PLAN_TEXT.format(instruction))
+        told = EXPERIENCE.format(experience=experience) if experience else ""
+        prompt = PLAN_PROMPT.format(instruction=instruction, experience=told)
+        decoded = self.decoder.decode(visual, llm_parts.chat(prompt), plan_grammar(vocabulary))
+        return parse_plan(decoded.text, instruction, vocabulary)
+
+    @torch.no_grad()
+    def judge(self, clip: np.ndarray, subgoal: Subgoal) -> Verdict:
+        """Whether `subgoal` is done, from the clip uint8 (cameras, T, H, W, 3)."""
+        vision = self.see(clip[None])
+        visual = self.visual_tokens(vision, JUDGE_TEXT.format(subgoal.text))
+        prompt = llm_parts.chat(JUDGE_PROMPT.format(subgoal=subgoal.text))
+        chances = self.decoder.first_token_chances(visual, prompt, STATUSES)
+        best = int(chances.argmax())
+        status = STATUSES[best]
+        reason = REASONS[status][0]
+        if len(REASONS[status]) > 1:
+            options = [f"{status}: {reason}" for reason in REASONS[status]]
+            decoded = self.decoder.decode(visual, prompt, choice_grammar(options))
+            reason = decoded.text.partition(": ")[2]
+        return Verdict(status, reason, float(chances[best]))
+
+
+def shrink(pixels: Tensor, size: int) -> Tensor:
+    """(B, 3, H, W) → (B, 3, size, size), averaging over the pixels that fall together."""
+    if pixels.shape[-1] == size:
+        return pixels
+    return F.interpolate(pixels, size=(size, size), mode="area")
+
+
+def stack_cameras(observations: Sequence[Observation], cameras: Sequence[str]) -> np.ndarray:
+    """Observations in time → uint8 (1, cameras, T, H, W, 3).
+
+    Raises:
+        ValueError: an observation lacks a camera that the model needs.
+    """
+    missing = set(cameras) - set(observations[0].images)
+    if missing:
+        raise ValueError(
+            f"the model needs the cameras {list(cameras)}, got {list(observations[0].images)}"
+        )
+    return np.stack([np.stack([o.images[c] for o in observations]) for c in cameras])[None]

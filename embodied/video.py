@@ -1,0 +1,406 @@
+"""1. frames → Clip: a ring buffer, uniform sampling, pictures and video files in and out.
+
+Images are uint8 (H, W, 3) RGB everywhere outside the model; `to_chw` is the one place where they
+become float (3, H, W) for it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from embodied.types import Clip
+
+if TYPE_CHECKING:
+    import torch
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+# File names that Pillow looks up in the system's font folders; the first three rows draw Chinese.
+_FONTS = (
+    ("NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "SourceHanSansSC-Regular.otf"),
+    ("wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf"),
+    ("PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf", "msyh.ttc", "simhei.ttf"),
+    ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf"),
+)
+_WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"  # CJK may break after any character
+_TOKEN = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+|\s+")
+_BACKGROUND, _TEXT, _HIGHLIGHT = (24, 26, 31), (222, 224, 228), (38, 84, 140)
+
+
+def sample_indices(n: int, t: int) -> np.ndarray:
+    """Indices of `t` frames spread evenly over `n`, first and last included; the last when t = 1.
+
+    With fewer frames than asked for, every frame is taken and the earliest is repeated in front.
+
+    Returns:
+        int64 (t,), non-decreasing, within 0..n-1.
+
+    Raises:
+        ValueError: if n or t is below 1.
+    """
+    if n < 1 or t < 1:
+        raise ValueError(f"sampling needs at least 1 frame of at least 1, got t={t} of n={n}")
+    if n < t:
+        return np.concatenate([np.zeros(t - n, np.int64), np.arange(n)])
+    if t == 1:
+        return np.array([n - 1], np.int64)
+    return np.floor(np.linspace(0, n - 1, t) + 0.5).astype(np.int64)
+
+
+class FrameBuffer:
+    """The last `capacity` frames of one camera, oldest first.
+
+    Args:
+        capacity: frames kept, at least 1; older ones are forgotten.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"a frame buffer holds at least 1 frame, got capacity={capacity}")
+        self.capacity = capacity
+        self._frames: deque[np.ndarray] = deque(maxlen=capacity)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def append(self, frame: np.ndarray) -> None:
+        """Add a copy of a frame, uint8 (H, W, 3), of the same size as those before it.
+
+        Raises:
+            ValueError: if the frame's type or size differs.
+        """
+        frame = np.array(frame)
+        Clip(frame[None])  # checks type and shape
+        if self._frames and frame.shape != self._frames[0].shape:
+            expected = self._frames[0].shape
+            raise ValueError(
+                f"the buffer holds frames of {expected}, got {frame.shape}: call clear() first"
+            )
+        self._frames.append(frame)
+
+    def clear(self) -> None:
+        """Forget every frame."""
+        self._frames.clear()
+
+    def clip(self, n_frames: int = 8, span: int | None = None) -> Clip:
+        """`n_frames` evenly spread over the last `span` frames (all when None), newest last.
+
+        Returns:
+            A clip of uint8 (n_frames, H, W, 3); the earliest frame repeats when there are fewer.
+
+        Raises:
+            ValueError: if the buffer is empty, or n_frames or span is below 1.
+        """
+        if not self._frames:
+            raise ValueError("the frame buffer is empty: append a frame before taking a clip")
+        if span is not None and span < 1:
+            raise ValueError(f"a clip spans at least 1 frame, got span={span}")
+        n = len(self) if span is None else min(span, len(self))
+        indices = sample_indices(n, n_frames) + len(self) - n
+        return Clip(np.stack([self._frames[i] for i in indices]))
+
+
+def to_chw(frames: np.ndarray) -> torch.Tensor:
+    """uint8 (..., H, W, 3) in 0..255 → float32 (..., 3, H, W) in 0..1.
+
+    Raises:
+        ValueError: for any other dtype or shape.
+    """
+    import torch  # here, so that recording and playing videos needs no torch
+
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim < 3 or frames.shape[-1] != 3:
+        raise ValueError(f"expected uint8 (..., H, W, 3), got {frames.dtype} {frames.shape}")
+    chw = np.ascontiguousarray(np.moveaxis(frames, -1, -3))  # (..., 3, H, W)
+    return torch.from_numpy(chw).to(torch.float32) / 255.0
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write to; it becomes `path` only if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_mp4(
+    path: str | Path,
+    frames: np.ndarray | Iterable[np.ndarray],
+    fps: float,
+    *,
+    crf: int = 18,
+    gop: int = 10,
+) -> None:
+    """Write an H.264 (yuv420p) file, in whole or not at all.
+
+    Args:
+        path: where to; its folder is made.
+        frames: uint8 (T, H, W, 3), H and W even, or any iterable of such frames.
+        fps: frames per second.
+        crf: quality, 0 (lossless) to 51; 18 is near transparent.
+        gop: frames from key frame to key frame; small makes random access quick. There are no
+            B-frames, so time stamps are exact and files can be joined without encoding again.
+
+    Raises:
+        ValueError: if there is no frame, frames differ in size, or a side is odd.
+    """
+    import av
+
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"no frames to write to '{path}'")
+    height, width = _even_size(first, path)
+    options = {"crf": str(crf), "g": str(gop), "bf": "0", "preset": "veryfast"}
+    with replacing(path) as partial, av.open(str(partial), "w") as container:
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1  # pictures are small, and recorders run in parallel
+        for frame in _chain(first, frames):
+            if frame.shape != first.shape or frame.dtype != np.uint8:
+                got = f"{frame.dtype} {frame.shape}"
+                raise ValueError(f"frames of one video are uint8 {first.shape}, got {got}")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def _chain(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    yield first
+    yield from rest
+
+
+def _even_size(frame: np.ndarray, path: str | Path) -> tuple[int, int]:
+    Clip(frame[None])  # checks type and shape
+    height, width = frame.shape[:2]
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"H.264 (yuv420p) needs even sides, got {height}x{width} for '{path}': "
+            f"crop or pad the frames to an even size"
+        )
+    return height, width
+
+
+def join_mp4(parts: Sequence[str | Path], path: str | Path) -> None:
+    """Put files of `write_mp4` end to end in one file, without encoding again.
+
+    Frame k of a part becomes frame k + (frames of the parts before it). All parts must have been
+    written with the same size, rate and quality.
+
+    Raises:
+        ValueError: if `parts` is empty or one is not a readable video.
+    """
+    import av
+
+    if not parts:
+        raise ValueError(f"no videos to join into '{path}'")
+    with replacing(path) as partial, av.open(str(partial), "w") as container:
+        stream, offset = None, 0  # offset in time-base ticks
+        for part in parts:
+            with _open_video(part) as (source, template):
+                if stream is None:
+                    stream = container.add_stream_from_template(template)
+                    stream.time_base = template.time_base
+                end = offset
+                for packet in source.demux(template):
+                    if packet.dts is None:  # the flushing packet
+                        continue
+                    packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
+                    end = max(end, packet.pts + packet.duration)
+                    packet.stream = stream
+                    container.mux(packet)
+            offset = end
+
+
+def count_frames(path: str | Path) -> int:
+    """Number of frames that an mp4's header declares.
+
+    Raises:
+        ValueError: if the file is not a readable video.
+    """
+    with _open_video(path) as (_, stream):
+        return int(stream.frames)
+
+
+def read_mp4(path: str | Path, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    """Decode a video of constant frame rate.
+
+    Args:
+        path: the file.
+        indices: frames wanted, in any order and with repeats; all when None. Only the groups of
+            pictures that hold them are decoded.
+
+    Returns:
+        uint8 (T, H, W, 3).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a readable video, or ends before a wanted frame.
+    """
+    with _open_video(path) as (container, stream):
+        if indices is None:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            if not frames:
+                raise ValueError(f"'{path}' has no frames: record it again")
+            return np.stack(frames)
+        wanted = np.asarray(indices, np.int64)
+        if wanted.ndim != 1 or not len(wanted) or wanted.min() < 0:
+            raise ValueError(f"frame indices are a non-empty list of n ≥ 0, got {indices}")
+        found = _decode(container, stream, sorted({int(i) for i in wanted}))
+        missing = [int(i) for i in wanted if int(i) not in found]
+        if missing:
+            raise ValueError(
+                f"'{path}' has {stream.frames} frames, so none numbered {missing[0]}: "
+                f"it is cut short, or belongs to another dataset"
+            )
+        return np.stack([found[int(i)] for i in wanted])
+
+
+@contextmanager
+def _open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its first video stream. ValueError when a file is damaged."""
+    import av
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no video at '{path}'")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"'{path}' holds no video stream")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            yield container, stream
+    except av.error.FFmpegError as error:
+        raise ValueError(f"cannot decode '{path}' ({error.strerror}): record it again") from error
+
+
+def _decode(container: Any, stream: Any, wanted: list[int]) -> dict[int, np.ndarray]:
+    """Frames by number; seeks over gaps. `wanted` is sorted and holds no repeats."""
+    per_frame = 1 / (stream.average_rate * stream.time_base)  # time-base ticks
+    origin = stream.start_time or 0
+    found: dict[int, np.ndarray] = {}
+    position, reader = 0, container.decode(stream)
+    for index in wanted:
+        if index - position > 2:
+            container.seek(origin + int(index * per_frame), stream=stream)  # to the key frame
+            reader = container.decode(stream)
+        for frame in reader:
+            at = round((frame.pts - origin) / per_frame)
+            position = at + 1
+            if at >= index:
+                if at == index:
+                    found[index] = frame.to_ndarray(format="rgb24")
+                break
+    return found
+
+
+def write_gif(path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: float) -> None:
+    """Write an endless animation. Browsers play at most 50 frames/s, so faster ones are thinned.
+
+    Args:
+        path: where to; its folder is made.
+        frames: uint8 (T, H, W, 3).
+        fps: frames per second.
+
+    Raises:
+        ValueError: if there is no frame or one is not uint8 (H, W, 3).
+    """
+    if not len(frames):
+        raise ValueError(f"no frames to write to '{path}'")
+    stride = max(1, math.ceil(fps / 50))
+    clip = Clip(np.stack(list(frames[::stride])))
+    pictures = [Image.fromarray(f).quantize(256, dither=Image.Dither.NONE) for f in clip.frames]
+    duration_ms = max(20, round(1000 * stride / fps))
+    with replacing(path) as partial:
+        pictures[0].save(
+            partial, "GIF", save_all=True, append_images=pictures[1:], duration=duration_ms, loop=0
+        )
+
+
+def side_panel(
+    frame: np.ndarray, lines: Sequence[str], width: int, *, highlight: Collection[int] = ()
+) -> np.ndarray:
+    """Put a column of wrapped text to the right of a picture.
+
+    Args:
+        frame: uint8 (H, W, 3).
+        lines: what to write, one paragraph each: the plan, verdicts …
+        width: of the column, in pixels; one more when that makes the whole even, for `write_mp4`.
+        highlight: indices of lines to set off by a bar, such as the current sub-goal's.
+
+    Returns:
+        uint8 (H, W + width, 3). Text is shrunk to fit, and cut with "…" when it cannot.
+    """
+    Clip(frame[None])  # checks type and shape
+    height, frame_width = frame.shape[:2]
+    width += (frame_width + width) % 2
+    panel = Image.new("RGB", (width, height), _BACKGROUND)
+    draw = ImageDraw.Draw(panel)
+    font, step, rows = _fit(lines, width - 12, height - 8)
+    for row, (line, text) in enumerate(rows):
+        y = 4 + row * step
+        if line in highlight:
+            draw.rectangle((0, y, width, y + step - 1), fill=_HIGHLIGHT)
+        draw.text((6, y), text, fill=_TEXT, font=font)
+    return np.concatenate([frame, np.asarray(panel)], axis=1)
+
+
+def _fit(lines: Sequence[str], width: int, height: int) -> tuple[Font, int, list[tuple[int, str]]]:
+    """The largest font at which the lines fit, its line height, and (line number, text) rows."""
+    largest = max(9, min(20, height // 14))
+    for size in range(largest, 8, -1):
+        font, step = _font(size), round(size * 1.3)
+        rows = [(i, row) for i, line in enumerate(lines) for row in _wrap(line, font, width)]
+        if len(rows) * step <= height:
+            return font, step, rows
+    room = max(1, height // step)
+    line, text = rows[room - 1]
+    return font, step, [*rows[: room - 1], (line, text[:-1] + "…")]
+
+
+def _wrap(line: str, font: Font, width: int) -> list[str]:
+    """Break a line at spaces, after Chinese characters, and within words that are too long."""
+    rows, row = [], ""
+    for token in _TOKEN.findall(line):
+        pieces = [token] if font.getlength(token) <= width else list(token)
+        for piece in pieces:
+            if row.strip() and font.getlength(row + piece) > width:
+                rows.append(row.rstrip())
+                row = piece.lstrip()
+            else:
+                row += piece
+    return [*rows, row.rstrip()]
+
+
+@lru_cache(maxsize=64)
+def _font(size: int) -> Font:
+    path = _font_file()
+    return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
+
+
+@lru_cache(maxsize=1)
+def _font_file() -> str | None:
+    for name in (name for row in _FONTS for name in row):
+        try:
+            return str(ImageFont.truetype(name, 10).path)
+        except OSError:
+            continue
+    return None
