@@ -84,6 +84,9 @@ class MovingAverage:
             parameter.data.copy_(self.average[name])
 
 
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
 def _optimizer(parameters: dict[str, nn.Parameter], options: TrainOptions) -> torch.optim.AdamW:
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
@@ -112,14 +115,31 @@ def _restore(
     optimizer: torch.optim.AdamW,
     ema: MovingAverage,
 ) -> int:
-    """Put a saved state back. Returns the number of the next step."""
+    """Put a saved state back. Returns the number of the next step.
+
+    Raises:
+        CheckpointError: the state is damaged, or of a training of other weights.
+    """
     tensors, config = checkpoint.load(folder)
+    wanted = {name: parameter.shape for name, parameter in parameters.items()}
+    given = {k.removeprefix("weight."): v.shape for k, v in tensors.items() if _is_weight(k)}
+    if wanted != given:
+        odd = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
+        raise checkpoint.CheckpointError(
+            f"{folder} is the state of another training: {len(odd)} weights differ, the first is"
+            f" {odd[0]!r}; give another output directory, or delete it to start afresh"
+        )
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[f"weight.{name}"])
         ema.average[name] = tensors[f"ema.{name}"]
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        optimizer.state[parameter] = {k: tensors[f"adam.{k}.{name}"] for k in keys}
+        keys = [k for k in _ADAM if f"adam.{k}.{name}" in tensors]  # none before a first gradient
+        if keys:
+            optimizer.state[parameter] = {k: tensors[f"adam.{k}.{name}"] for k in keys}
     return int(config["next_step"])
+
+
+def _is_weight(key: str) -> bool:
+    return key.startswith("weight.")
 
 
 def train(
@@ -135,6 +155,7 @@ def train(
 
     Raises:
         FloatingPointError: the loss is not finite.
+        CheckpointError: the state in `output_dir` is damaged, or of another training.
     """
     out = options.output_dir
     out.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,8 @@ class Observation:
         for name, image in self.images.items():
             _check_image(image, 3, f"image of camera '{name}'")
         if self.state.dtype != np.float32 or self.state.ndim != 1:
-            raise ValueError(f"state must be float32 (S,), got {self.state.dtype} {self.state.shape}")
+            got = f"{self.state.dtype} {self.state.shape}"
+            raise ValueError(f"state must be float32 (S,), got {got}")
         if not np.isfinite(self.state).all():
             raise ValueError(f"state must be finite, got {self.state}")
 
@@ -162,7 +163,7 @@ class Step:
         subgoal: index of the current sub-goal in the plan.
         pixels: noun → (camera → (x, y) in 0..1 of the image's width and height), labels for
             training only.
-        done: whether the current sub-goal's predicate held after the action; a label.
+        done: whether the current sub-goal's predicate held before the action; a label.
         reward, success: the environment's own, after the action; labels.
     """
 

@@ -6,6 +6,7 @@
     timm:<name>                   the hub, through timm
     open_clip:<arch>/<pretrained> the hub, through open_clip
     <owner>/<name>, a directory   any causal LM that transformers can load
+    random:<name>                 no source: see `embodied.random_weights`
 
 The first two are the weights that the shipped former, adapter and policies were trained on, so
 they have one source each and are byte for byte the same everywhere. Whatever the source held, the
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embodied import random_weights
 from embodied.checkpoint import CONFIG, MANIFEST, WEIGHTS, check_manifest, sha256_of, write_manifest
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ HUB_TIMEOUT_S = 5.0
 LOCK_TIMEOUT_S = 900.0
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_DINOV2 = "vit_small_patch14_dinov2"  # timm's name of the architecture
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -110,27 +113,57 @@ def resolve(name: str, *, offline: bool = False) -> Path:
 
 
 def load_llm(
-    name: str, dtype: torch.dtype, *, offline: bool = False
+    name: str, dtype: torch.dtype, *, quantization: Any = None, offline: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, in eval mode, on the CPU.
 
     The tokenizer always has a padding token (the end-of-text token where it had none), so mask
     labels by length, never by comparing with `pad_token_id`.
 
+    Args:
+        name: one of the forms in this module's table.
+        dtype: of its weights, unless they are quantised.
+        quantization: transformers' quantisation config, applied while loading.
+        offline: look at local files only.
+
     Raises:
         WeightsError: the name is of no known form, cannot be fetched, or is no language model.
         CheckpointError: a file in the cache is damaged.
     """
+    if random_weights.is_random(name):
+        return _random_llm(name, dtype, quantization, offline)
     path = resolve(name, offline=offline)
     if "tower" in json.loads((path / CONFIG).read_text(encoding="utf-8")):
         raise WeightsError(f"'{name}' is a vision tower where a language model is needed")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    settings = {} if quantization is None else {"quantization_config": quantization}
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, local_files_only=True, **settings
+    )
+    return model.eval(), _tokenizer(path)
+
+
+def _tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
-    return model.eval(), tokenizer
+    return tokenizer
+
+
+def _random_llm(
+    name: str, dtype: torch.dtype, quantization: Any, offline: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM
+
+    if quantization is not None:
+        raise WeightsError(f"'{name}' cannot be quantised; take a model that is stored somewhere")
+    config = random_weights.llm_config(name)
+    with random_weights.fixed_seed():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.eval(), _tokenizer(resolve(random_weights.TOKENIZER, offline=offline))
 
 
 def load_vision(name: str, img_size: int, *, offline: bool = False) -> torch.nn.Module:
@@ -142,6 +175,9 @@ def load_vision(name: str, img_size: int, *, offline: bool = False) -> torch.nn.
     Raises:
         WeightsError: `img_size` is no multiple of the tower's patch size.
     """
+    if random_weights.is_random(name):
+        with random_weights.fixed_seed():
+            return empty_vision(name, img_size).float().eval().requires_grad_(False)
     folder = resolve(name, offline=offline)
     config = _read_config(folder)
     from safetensors.torch import load_file
@@ -153,11 +189,30 @@ def load_vision(name: str, img_size: int, *, offline: bool = False) -> torch.nn.
     return _class_first(tower).float().eval().requires_grad_(False)
 
 
+def empty_vision(name: str, img_size: int) -> torch.nn.Module:
+    """The named tower freshly initialised: nothing is fetched. For sizes and for tests.
+
+    Raises:
+        WeightsError: the name is of no known form, or `img_size` does not suit its patches.
+    """
+    library, _, model = name.partition(":")
+    if name == "vit-small-dinov2":
+        library, model = "timm", _DINOV2
+    if library not in ("timm", "open_clip", "random"):
+        raise WeightsError(
+            f"no vision tower called '{name}': expected vit-small-dinov2, timm:<name>,"
+            " open_clip:<arch>/<pretrained> or random:<timm name>"
+        )
+    library = "timm" if library == "random" else library
+    tower = _bare_tower({"library": library, "model": model, "quick_gelu": False}, img_size)
+    return _class_first(tower)
+
+
 def vision_stats(
     name: str, *, offline: bool = False
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation per RGB channel, for pixels in 0..1."""
-    if name in WHEELS:  # known without fetching anything
+    if name in WHEELS or random_weights.is_random(name):  # known without fetching anything
         return IMAGENET_MEAN, IMAGENET_STD
     config = _read_config(resolve(name, offline=offline))
     return _triple(config["mean"]), _triple(config["std"])
@@ -359,7 +414,7 @@ def _convert_onnx_dinov2(source: Path, new: Path) -> None:
     class_position, patch_positions = sorted(tables, key=lambda v: v.shape[1])
     named["positions"] = np.concatenate([class_position, patch_positions], axis=1)  # (1, 1370, D)
     state = _dinov2_names(named)
-    _save_tower(new, state, "timm", "vit_small_patch14_dinov2", antialias=False)  # as trained
+    _save_tower(new, state, "timm", _DINOV2, antialias=False)  # as trained
 
 
 def _dinov2_names(hf: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

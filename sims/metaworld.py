@@ -102,14 +102,16 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         place_camera(self._sawyer.model, "corner4", _WORKSPACE)
         self._sawyer.model.cam_pos[self._sawyer.model.camera("corner2").id] = _CORNER2_MOVED
         self._renderer = SceneRenderer(self._sawyer.model, flipped=("corner2",))
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)  # step() clips to it
         self.observation_space = self._make_observation_space()
         self._n_steps = 0
 
     def _make_observation_space(self) -> gym.spaces.Dict:
         shape = (self.image_size, self.image_size, 3)
         names = self.cameras if self._render_images else ()
-        images = {name: gym.spaces.Box(0, 255, shape, np.uint8) for name in names}
+        images: dict[str, gym.Space[Any]] = {
+            name: gym.spaces.Box(0, 255, shape, np.uint8) for name in names
+        }
         low = np.array([-1.0, -1.0, -1.0, 0.0], np.float32)
         state = gym.spaces.Box(low, np.full(4, 2.0, np.float32), dtype=np.float32)
         return gym.spaces.Dict({"images": gym.spaces.Dict(images), "state": state})
@@ -155,9 +157,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         text = self.task + np.array2string(np.round(places, 5), separator=",", max_line_width=10**6)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Apply one action, clipped to the bounds.
 
         Raises:
@@ -167,7 +167,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         action = np.asarray(action, np.float32)
         if action.shape != (4,) or not np.isfinite(action).all():
             raise ValueError(f"an action is 4 finite numbers, got {action!r}")
-        action = np.clip(action, self.action_space.low, self.action_space.high)
+        action = np.clip(action, -1.0, 1.0)
         self._sawyer.max_path_length = self.horizon + 1
         self.raw_obs, reward, _, _, info = self._sawyer.step(action)
         self._check_physics()

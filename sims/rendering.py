@@ -117,10 +117,12 @@ class SceneRenderer:
     def _renderer(self, height: int, width: int, quality: Quality) -> mujoco.Renderer:
         key = (height, width, quality)
         if key not in self._renderers:
-            samples = self._model.vis.quality.offsamples
-            self._model.vis.quality.offsamples = 0 if quality == "fast" else 4
+            wanted = self._model.vis.quality
+            samples, shadows = wanted.offsamples, wanted.shadowsize
+            wanted.offsamples = 0 if quality == "fast" else 4
+            wanted.shadowsize = 0 if quality == "fast" else shadows  # a map of 4096² takes a while
             self._renderers[key] = mujoco.Renderer(self._model, height, width)
-            self._model.vis.quality.offsamples = samples
+            wanted.offsamples, wanted.shadowsize = samples, shadows
         return self._renderers[key]
 
     def render(

@@ -35,7 +35,7 @@ def _suggestions(text: str) -> list[str]:
     spellings = {name: _env_id(task) for task in TASKS for name in (task, _env_id(task))}
     spellings |= {name: name for name in task_sets()}
     near = difflib.get_close_matches(text.lower(), list(spellings), n=3, cutoff=0.7)
-    return list(dict.fromkeys(spellings[name] for name in near if name != text))
+    return list(dict.fromkeys(spellings[name] for name in near if spellings[name] != text))
 
 
 def check_env_id(env_id: str) -> str:

@@ -31,6 +31,15 @@ class TaskSpec:
     other_is_goal: bool = True
     reach_m: float = 0.06
 
+    @property
+    def lost_m(self) -> float:
+        """How far the hand is from `thing` once it has lost it, metres.
+
+        What is carried stays in the hand; what is pushed or turned may run ahead of it.
+        """
+        carried = any(subgoal.verb == "grasp" for subgoal in self.subgoals)
+        return self.reach_m + (0.01 if carried else 0.08)
+
 
 def _spec(
     thing: str,
@@ -79,7 +88,7 @@ TASKS: dict[str, TaskSpec] = {
     "disassemble": _pick("nut", "lift", "peg"),
     "door-close": _use("door handle", "push", 0.23),
     "door-lock": _use("door lock", "turn", 0.06),
-    "door-open": _use("door handle", "pull", 0.09),
+    "door-open": _use("door handle", "pull", 0.06),
     "door-unlock": _use("door lock", "turn back", 0.10),
     "hand-insert": _pick("block", "insert", "hole"),
     "drawer-close": _use("drawer handle", "push", 0.09),
@@ -173,7 +182,7 @@ class SubgoalTracker:
     def update(self, truth: SceneTruth) -> bool:
         """Advance by one step. Returns whether the sub-goal current before the call is met."""
         distance = float(np.linalg.norm(truth.fingers - truth.thing))
-        if 0 < self.index and distance > self.spec.reach_m + 0.08 and not truth.success:
+        if self.index > 0 and distance > self.spec.lost_m and not truth.success:
             self.index = 0
         met = is_met(self.spec.subgoals[self.index], self.spec, truth)
         if met and self.index < self._last:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from embodied.agent.monitor import Look, Monitor, MonitorOptions
 from embodied.agent.rollout import Decision
 from embodied.model.features import control_features
 from embodied.model.former import EmbodiedFormer, TextState
-from embodied.model.planner import CONTROL_TEXT, Planner, stack_cameras
+from embodied.model.planner import CONTROL_TEXT, Planner, Route, stack_cameras
 from embodied.types import ActionChunk, Observation, Plan, Policy, Subgoal, Verdict, Vocabulary
 
 Ablation = Literal["none", "plan_zeroed", "plan_shuffled", "blind", "no_loop"]
@@ -57,6 +58,8 @@ class Agent:
         planner: plans and judges.
         former: the Embodied-former that the policy was trained with; the planner's own if shared.
         policy: features → action chunks.
+        catalogue: environment id → what it offers: all that the agent may be asked for. An
+            instruction is refused unless the scene at hand offers it.
         options: see `AgentOptions`.
     """
 
@@ -65,9 +68,12 @@ class Agent:
         planner: Planner,
         former: EmbodiedFormer,
         policy: Policy,
+        catalogue: Mapping[str, Vocabulary],
         options: AgentOptions | None = None,
     ) -> None:
         self.planner, self.former, self.policy = planner, former, policy
+        self.catalogue = catalogue
+        self._routes: dict[tuple[str, str], Route] = {}
         self.options = options or AgentOptions()
 
     # --------------------------------------------------------------------------- the protocol
@@ -83,7 +89,18 @@ class Agent:
         self._seen: deque[Observation] = deque(maxlen=span)
         self._n_steps = 0
         self._plans: list[Plan] = []
+        route = self.route(instruction, vocabulary)
+        if route.refused is not None:
+            return Plan(instruction, "", (), refused=route.refused)
         return self._plan(self._perceive(observation))
+
+    def route(self, instruction: str, vocabulary: Vocabulary) -> Route:
+        """Whether the scene of `vocabulary` offers what is asked; remembered between episodes."""
+        env_id = next(e for e, v in self.catalogue.items() if v.tasks == vocabulary.tasks)
+        key = (instruction, env_id)
+        if key not in self._routes:
+            self._routes[key] = self.planner.route(instruction, self.catalogue, env_id)
+        return self._routes[key]
 
     def act(self, observation: Observation) -> Decision:
         """The next action. Raises ValueError (ActionChunk's) when the policy gives NaN."""
@@ -133,8 +150,7 @@ class Agent:
         )
         self._latency["plan"].append(time.perf_counter() - started)
         self._plans.append(plan)
-        if plan.refused is None:
-            self._begin_subgoal(0)
+        self._begin_subgoal(0)
         return plan
 
     def _begin_subgoal(self, index: int) -> None:
@@ -185,7 +201,9 @@ class Agent:
         """Judge the sub-goal and react. Returns whether the queue was emptied."""
         subgoal = self._plans[-1].subgoals[self._index]
         if self.options.ablate == "no_loop":
-            verdict = Verdict("done" if look == "claimed" else "progressing", "not judged", 1.0)
+            if look == "stalled":
+                return False
+            verdict = Verdict("done", "not judged", 1.0)
         else:
             verdict = self._judge(subgoal)
         reaction = self._monitor.react(look, subgoal, verdict)
@@ -195,7 +213,8 @@ class Agent:
             self._memory.learn(subgoal, verdict)
             if reaction == "replan":
                 self._plan(observation)
-            self._begin_subgoal(0)
+            else:
+                self._begin_subgoal(0)
             self._queue.extend(self._retreat())
         return not self._queue
 
@@ -215,7 +234,7 @@ class Agent:
         return verdict
 
     def _clip(self) -> np.ndarray:
-        """The last frames as uint8 (cameras, T, H, W, 3); the earliest repeats when there are few."""
+        """The last frames, uint8 (cameras, T, H, W, 3); the earliest repeats when few were seen."""
         config = self.planner.config
         seen = list(self._seen)
         back = range((config.n_frames - 1) * config.clip_stride, -1, -config.clip_stride)

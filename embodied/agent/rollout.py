@@ -104,6 +104,7 @@ def run_episode(
 
     Raises:
         RefusedTask: the actor refused the instruction; nothing was executed.
+        ValueError: an action with NaN or infinity in it; it is not executed.
     """
     started = time.perf_counter()
     raw, info = env.reset(seed=seed)
@@ -121,6 +122,8 @@ def run_episode(
         decision = actor.act(observation)
         if decision.stop:
             break
+        if not np.isfinite(decision.action).all():  # both simulators would take it without a word
+            raise ValueError(f"an action must be finite, got {decision.action}")
         for observer in observers:
             observer(observation, decision)
         labels = env.labels() if labelled else None
@@ -169,6 +172,4 @@ def _record(
     if labels is None:
         return step
     index = labels["subgoal"]
-    return replace(
-        step, subgoal=index, done=bool(labels["met"][index]), pixels=labels["pixels"]
-    )
+    return replace(step, subgoal=index, done=bool(labels["met"][index]), pixels=labels["pixels"])

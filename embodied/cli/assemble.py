@@ -13,13 +13,12 @@ from embodied.agent.agent import Ablation, Agent, AgentOptions
 from embodied.model.former import EmbodiedFormer
 from embodied.model.planner import Planner
 from embodied.types import Subgoal
+from sims import scenes
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pretrained" / "small"
 
 
-def save_policy(
-    folder: Path, policy: Any, former: EmbodiedFormer | None, **notes: Any
-) -> None:
+def save_policy(folder: Path, policy: Any, former: EmbodiedFormer | None, **notes: Any) -> None:
     """Write a policy, with the former it was trained with unless that is the planner's own."""
     tensors = {f"policy.{k}": v for k, v in policy.state_dict().items()}
     if former is not None:
@@ -36,6 +35,8 @@ def load_policy(folder: Path, planner: Planner) -> tuple[Any, EmbodiedFormer, di
         CheckpointError: damaged, or it does not fit the planner.
     """
     tensors, config = checkpoint.load(folder)
+    if "policy" not in config:
+        raise checkpoint.CheckpointError(f"{folder} holds no policy; give another folder")
     policy = policies.make(**config["policy"])
     _load(policy, tensors, "policy", folder)
     former = planner.former
@@ -92,9 +93,11 @@ def load_agent(
     """
     planner = Planner.load(model_dir or SHIPPED / "planner")
     policy, former, config = load_policy(policy_dir or SHIPPED / "policy", planner)
+    as_tuple = lambda v: tuple(v) if isinstance(v, list) else v  # noqa: E731
+    settings: dict[str, Any] = {k: as_tuple(v) for k, v in config["agent"].items()}
     options = AgentOptions(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in config["agent"].items()},
+        **settings,
         ablate=ablate,
         shuffled=_shuffled_subgoals() if ablate == "plan_shuffled" else {},
     )
-    return Agent(planner, former, policy, options)
+    return Agent(planner, former, policy, scenes.catalogue(), options)

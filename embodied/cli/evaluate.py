@@ -84,8 +84,8 @@ def evaluate(options: EvaluateOptions) -> int:
     env_ids = scenes.resolve_env_ids(options.env)
     seeds = layout_seeds(options.seeds, options.n_episodes)
     folder = writable_dir(options.output_dir or _default_folder(options))
-    settings = _keep_settings(folder, options)
     log = EpisodeLog(folder / "episodes.jsonl")
+    settings = _keep_settings(folder, options, begun=bool(log.records))
     wanted = [(env_id, seed) for env_id in env_ids for seed in seeds]
     with stdout_to_stderr():
         _run_missing(log, wanted, _jobs(env_ids, seeds, folder, options.n_videos), options)
@@ -129,7 +129,7 @@ def _default_folder(options: EvaluateOptions) -> Path:
     return Path("outputs/eval") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{options.actor}"
 
 
-def _keep_settings(folder: Path, options: EvaluateOptions) -> dict[str, Any]:
+def _keep_settings(folder: Path, options: EvaluateOptions, *, begun: bool) -> dict[str, Any]:
     """What decides an episode's outcome; the same for all episodes in one folder.
 
     Raises:
@@ -144,7 +144,7 @@ def _keep_settings(folder: Path, options: EvaluateOptions) -> dict[str, Any]:
         "policy": _fingerprint(options.policy, options),
     }
     path = folder / _SETTINGS
-    if path.exists():
+    if begun and path.exists():
         try:
             before = json_format.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

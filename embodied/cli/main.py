@@ -41,7 +41,13 @@ COMMANDS = {
     "train-policy": Command(
         "embodied.cli.train_policy:train_policy", "train a policy from demonstrations"
     ),
+    "finetune": Command(
+        "embodied.cli.finetune:finetune", "train the planner's own parts on recorded episodes"
+    ),
     "evaluate": Command("embodied.cli.evaluate:evaluate", "success on fixed test layouts"),
+    "evaluate-plans": Command(
+        "embodied.cli.evaluate_plans:evaluate_plans", "instructions, refusals and verdicts"
+    ),
     "compare": Command("embodied.cli.compare:compare", "two evaluations, layout by layout"),
     "doctor": Command("embodied.cli.doctor:doctor", "check this machine and say how to mend it"),
 }

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -181,15 +182,26 @@ _trials: Trials | None = None  # a worker process's own
 
 def _start(setting: Setting) -> None:
     global _trials
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
     _trials = Trials(setting)
-    atexit.register(_trials.close)
 
 
 def _work(job: Job) -> Record:
     assert _trials is not None
-    return _trials(job)
+    record = _trials(job)
+    atexit.unregister(_trials.close)  # last in, first out: contexts are freed before GL itself
+    atexit.register(_trials.close)
+    return record
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started within never see Ctrl-C, which is their parent's to handle."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def in_processes(jobs: list[Job], setting: Setting, n_workers: int) -> Iterator[Record]:
@@ -203,7 +215,8 @@ def in_processes(jobs: list[Job], setting: Setting, n_workers: int) -> Iterator[
         n_workers, mp_context=get_context("spawn"), initializer=_start, initargs=(setting,)
     )
     try:
-        futures = [pool.submit(_work, job) for job in jobs]
+        with _deaf_to_interrupts():
+            futures = [pool.submit(_work, job) for job in jobs]
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool:

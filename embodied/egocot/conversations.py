@@ -32,7 +32,10 @@ _BEFORE = {
     "en": ("please ", "robot, ", "hey, ", "now ", "could you ", "I need you to ", "ok, ", "next, "),
     "zh": ("请", "麻烦", "机器人，", "现在", "你能", "帮我", "好，"),
 }
-_AFTER = {"en": (" please", " now", ", thanks", " for me", "!", "."), "zh": ("吧", "，谢谢", "。", "！")}
+_AFTER = {
+    "en": (" please", " now", ", thanks", " for me", "!", "."),
+    "zh": ("吧", "，谢谢", "。", "！"),
+}
 
 
 def vary(rng: np.random.Generator, sentence: str) -> str:
@@ -148,7 +151,7 @@ def _plan_answer(episode: Recorded, step: int, first: int) -> str:
     plan = episode.meta.plan
     vocabulary = Vocabulary(plan.tasks or (episode.meta.task,), plan.subgoals)
     places = {
-        noun: tuple(map(float, episode.places[noun][step, 0]))
+        noun: (float(episode.places[noun][step, 0, 0]), float(episode.places[noun][step, 0, 1]))
         for noun in grounded_nouns(vocabulary)
         if noun in episode.places
     }

@@ -137,11 +137,11 @@ class FormerBatch:
 
 @dataclass(frozen=True)
 class AlignmentBatch:
-    """One batch of each use of the Embodied-former."""
+    """One batch of each use of the Embodied-former; plans and verdicts may be left out."""
 
     control: FormerBatch
-    plan: FormerBatch
-    judge: FormerBatch
+    plan: FormerBatch | None
+    judge: FormerBatch | None
 
 
 class AlignmentSampler:
@@ -161,7 +161,7 @@ class AlignmentSampler:
         look_at: Sequence[Recorded],
         instructions: Mapping[str, Sequence[str]],
         horizon: int,
-        sizes: tuple[int, int, int] = (48, 16, 24),
+        sizes: tuple[int, int, int] = (48, 12, 16),
         seed: int = 0,
     ) -> None:
         self._act_on = [e for e in act_on if e.meta.success]
@@ -170,14 +170,16 @@ class AlignmentSampler:
         self._look_at = list(look_at)
         self._instructions, self._horizon = instructions, horizon
         self._sizes, self._seed = sizes, seed
-        self._by_task = _group([e for e in self._act_on])
-        self._all_by_task = _group(self._look_at)
+        self._by_task = group_by_task(self._act_on)
+        self._all_by_task = group_by_task(self._look_at)
 
     def __call__(self, step: int) -> AlignmentBatch:
         rng = np.random.default_rng([self._seed, step])
         n_control, n_plan, n_judge = self._sizes
         return AlignmentBatch(
-            self._control(rng, n_control), self._plan(rng, n_plan), self._judge(rng, n_judge)
+            self._control(rng, n_control),
+            self._plan(rng, n_plan) if n_plan else None,
+            self._judge(rng, n_judge) if n_judge else None,
         )
 
     def _control(self, rng: np.random.Generator, size: int) -> FormerBatch:
@@ -191,7 +193,9 @@ class AlignmentSampler:
         return FormerBatch(
             vision=_stack([e.cache.images[e.span.image(step)][:, None] for e, step, _ in rows]),
             texts=[CONTROL_TEXT.format(s.text) for s in subgoals],
-            places=_places([(e, nouns_at_hand(s), t) for (e, t, _), s in zip(rows, subgoals)]),
+            places=_places(
+                [(e, nouns_at_hand(s), t) for (e, t, _), s in zip(rows, subgoals, strict=True)]
+            ),
             state=torch.from_numpy(np.stack([e.state[step] for e, step, _ in rows])),
             actions=torch.from_numpy(np.stack([a for a, _ in chunks])),
             valid=torch.from_numpy(np.stack([v for _, v in chunks])),
@@ -215,7 +219,7 @@ class AlignmentSampler:
         return FormerBatch(
             vision=_stack([e.cache.images[e.span.image(step)][:, None] for e, step in rows]),
             texts=[PLAN_TEXT.format(s) for s in said],
-            places=_places([(e, n, t) for (e, t), n in zip(rows, nouns)]),
+            places=_places([(e, n, t) for (e, t), n in zip(rows, nouns, strict=True)]),
         )
 
     def _judge(self, rng: np.random.Generator, size: int) -> FormerBatch:
@@ -225,7 +229,9 @@ class AlignmentSampler:
         return FormerBatch(
             vision=_stack([clip_tokens(e, step) for e, step, _ in rows]),
             texts=[JUDGE_TEXT.format(s.text) for s in subgoals],
-            places=_places([(e, nouns_at_hand(s), t) for (e, t, _), s in zip(rows, subgoals)]),
+            places=_places(
+                [(e, nouns_at_hand(s), t) for (e, t, _), s in zip(rows, subgoals, strict=True)]
+            ),
             verdict=torch.tensor(verdicts),
         )
 
@@ -259,9 +265,6 @@ def group_by_task(episodes: Sequence[Recorded]) -> dict[str, list[Recorded]]:
     for episode in episodes:
         groups.setdefault(episode.meta.task, []).append(episode)
     return groups
-
-
-_group = group_by_task
 
 
 def _draw(rng: np.random.Generator, by_task: Mapping[str, Sequence[Recorded]]) -> Recorded:

@@ -93,23 +93,25 @@ class Alignment(nn.Module):
         return self.verdict_head(self.verdict_squeeze(queries).flatten(1))
 
     def loss(self, batch: AlignmentBatch) -> tuple[Tensor, dict[str, float]]:
-        """The weighted sum over the three uses, and its parts."""
-        control, plan, judge = batch.control, batch.plan, batch.judge
-        acting = self.embody(control)
-        action, done = self._control_loss(acting, control)
-        planning, judging = self.embody(plan), self.embody(judge)
-        places = torch.cat([self.places(q) for q in (acting, planning, judging)])
-        truth = torch.cat([control.places, plan.places, judge.places])
-        place = place_loss(places, truth)
-        logits = self.verdicts(judging)
-        verdict = F.cross_entropy(logits, judge.verdict)
+        """The weighted sum over the uses that the batch has, and its parts."""
+        acting = self.embody(batch.control)
+        action, done = self._control_loss(acting, batch.control)
+        looked = [(acting, batch.control)]
+        looked += [(self.embody(b), b) for b in (batch.plan, batch.judge) if b is not None]
+        guesses = torch.cat([self.places(queries) for queries, _ in looked])
+        place = place_loss(guesses, torch.cat([b.places for _, b in looked]))
         w = self.weights
-        total = action + w.done * done + w.places * place + w.verdict * verdict
-        right = (logits.argmax(1) == judge.verdict).float().mean()
-        figures = {"action": action, "done": done, "place": place, "verdict_acc": right}
+        total = action + w.done * done + w.places * place
+        figures = {"action": action, "done": done, "place": place}
+        if batch.judge is not None:
+            assert batch.judge.verdict is not None
+            logits = self.verdicts(looked[-1][0])
+            total = total + w.verdict * F.cross_entropy(logits, batch.judge.verdict)
+            figures["verdict_acc"] = logits.argmax(1).eq(batch.judge.verdict).float().mean()
         return total, {name: float(value) for name, value in figures.items()}
 
     def _control_loss(self, queries: Tensor, batch: FormerBatch) -> tuple[Tensor, Tensor]:
+        assert batch.actions is not None and batch.valid is not None and batch.done is not None
         actions, done = self.policy.act(queries, global_feature(batch.vision), batch.state)
         error = (actions - batch.actions).abs().mean(-1)  # (B, H)
         return (
@@ -119,6 +121,8 @@ class Alignment(nn.Module):
 
 
 def place_loss(guess: Tensor, truth: Tensor) -> Tensor:
-    """Mean absolute error over the places that are known."""
+    """Mean absolute error over the places that are known; 0 when none is."""
     known = torch.isfinite(truth)
+    if not known.any():
+        return guess.sum() * 0.0
     return (guess - torch.nan_to_num(truth)).abs()[known].mean()

@@ -22,7 +22,7 @@ from embodied.model.llm import splice, word_embeddings
 
 
 class DecodingError(RuntimeError):
-    """The model's output cannot be used: NaN logits, or a text cut short."""
+    """The model's output cannot be used: NaN or infinite logits, or a text cut short."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class GrammarDecoder:
 
     def _feed(self, tokens: Sequence[int], cache: Any) -> tuple[Tensor, Any]:
         ids = torch.tensor([list(tokens)])
-        out = self._model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return _checked(out.logits[0, -1]), out.past_key_values
 
     @torch.no_grad()
@@ -76,7 +74,7 @@ class GrammarDecoder:
             grammar: in llguidance's Lark form.
 
         Raises:
-            DecodingError: NaN logits, or no end within `max_tokens`.
+            DecodingError: NaN or infinite logits, or no end within `max_tokens`.
         """
         matcher = LLMatcher(self._grammar_tokenizer, LLMatcher.grammar_from_lark(grammar))
         if matcher.is_error():
@@ -118,7 +116,8 @@ class GrammarDecoder:
             ValueError: two options begin with the same token.
         """
         logits, _ = self._start(visual, prompt)
-        firsts = [ids[0] for ids in self._tokenizer(list(options)).input_ids]
+        answers = self._tokenizer(list(options), add_special_tokens=False).input_ids
+        firsts = [ids[0] for ids in answers]
         if len(set(firsts)) != len(firsts):
             raise ValueError(f"the options {list(options)} do not differ in their first token")
         return logits[firsts].softmax(0)
@@ -148,8 +147,8 @@ class GrammarDecoder:
 
 def _checked(logits: Tensor) -> Tensor:
     logits = logits.float()
-    if torch.isnan(logits).any():
-        raise DecodingError("the language model gave NaN logits; its weights are damaged")
+    if not torch.isfinite(logits).all():
+        raise DecodingError("the language model gave NaN or infinity; its weights are damaged")
     return logits
 
 

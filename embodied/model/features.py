@@ -38,7 +38,7 @@ def global_feature(vision: Tensor) -> Tensor:
 def control_features(
     former: EmbodiedFormer, vision: Tensor, text: TextState
 ) -> tuple[Tensor, Tensor]:
-    """Vision tokens (B, cameras, 1, N, W), sub-goal text → z_instance (B, Q, D), z_global (B, C)."""
+    """Vision tokens (B, cameras, 1, N, W) and words → z_instance (B, Q, D), z_global (B, C)."""
     return former(vision.float(), text), global_feature(vision)
 
 
@@ -125,7 +125,9 @@ def _fill(planner: Planner, reader: DatasetReader, folder: Path, lengths: list[i
     images = np.lib.format.open_memmap(
         folder / "images.npy", "w+", np.float16, (n_pictures, *shape)
     )
-    tubelets = np.lib.format.open_memmap(folder / "tubelets.npy", "w+", np.float16, (n_tubes, *shape))
+    tubelets = np.lib.format.open_memmap(
+        folder / "tubelets.npy", "w+", np.float16, (n_tubes, *shape)
+    )
     for i, span in enumerate(tqdm(_spans(lengths), desc="vision features", unit="episode")):
         steps = np.arange(0, span.length, IMAGE_EVERY)
         frames = np.stack([reader.frames(i, c, steps) for c in config.cameras], 1)

@@ -12,9 +12,9 @@ else and is computed once per sub-goal (`encode_text`), not once per control ste
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -88,7 +88,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """`x` (B, L, D) attends to keys and values; `mask` (B, 1, 1, K) true where allowed."""
-        mixed = F.scaled_dot_product_attention(self._split(self.query(x)), key, value, mask)
+        query = self._split(self.query(x)) * (key.shape[-1] ** -0.5)
+        # written out: with so few queries, torch's fused CPU attention is slower, backward above all
+        scores = query @ key.transpose(-1, -2)  # (B, heads, Q, K)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        mixed = scores.softmax(-1).to(value.dtype) @ value
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -145,8 +150,7 @@ class EmbodiedFormer(nn.Module):
         self.frame_position = nn.Parameter(torch.randn(config.max_frames, width) * 0.02)
         self.camera_embedding = nn.Parameter(torch.randn(config.max_cameras, width) * 0.02)
         self.layers = nn.ModuleList(
-            FormerLayer(config, crosses=i % config.cross_every == 0)
-            for i in range(config.n_layers)
+            FormerLayer(config, crosses=i % config.cross_every == 0) for i in range(config.n_layers)
         )
         self.norm_out = nn.LayerNorm(width)
 
@@ -161,7 +165,7 @@ class EmbodiedFormer(nn.Module):
             raise ValueError(f"text of {length} tokens; the former takes {self.config.max_text}")
         text = self.text_in(embedded) + self.text_position[:length]
         keys, values = [], []
-        for layer in self.layers:
+        for layer in cast("list[FormerLayer]", self.layers):
             text, key, value = layer.forward_text(text, mask)
             keys.append(key)
             values.append(value)

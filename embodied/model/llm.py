@@ -7,7 +7,7 @@ everything (`full`), or nothing (`none`). Visual tokens are spliced in front of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,13 +55,23 @@ def quantization_config(kind: QuantizeKind) -> Any:
 
 
 def add_adapter(model: Any, config: AdapterConfig) -> Any:
-    """The frozen `model` with a fresh adapter, which at first changes nothing."""
+    """The frozen `model` with a fresh adapter, which at first changes nothing.
+
+    What is trained is float32, whatever the base is stored in.
+
+    Raises:
+        ValueError: `model` is quantised and should be trained in full.
+    """
     import peft
 
-    model.requires_grad_(config.kind == "full")
+    model.requires_grad_(False)
     match config.kind:
-        case "full" | "none":
+        case "none":
             return model
+        case "full":
+            if getattr(model, "is_quantized", False):
+                raise ValueError("a quantised model cannot be trained in full; use lora or prefix")
+            return model.float().requires_grad_(True)
         case "lora":
             targets = config.targets if isinstance(config.targets, str) else list(config.targets)
             lora = peft.LoraConfig(
@@ -76,7 +86,32 @@ def add_adapter(model: Any, config: AdapterConfig) -> Any:
             prefix = peft.AdaptionPromptConfig(
                 adapter_len=config.prefix_length, adapter_layers=n_layers, task_type="CAUSAL_LM"
             )
-            return peft.get_peft_model(model, prefix)
+            return _prefix_in_float32(peft.get_peft_model(model, prefix))
+
+
+def _prefix_in_float32(model: Any) -> Any:
+    """Keep the prefixes in float32 over a half-precision base, whose steps are too coarse to train.
+
+    peft makes them in the base's own dtype, and LoRA in float32.
+    """
+    from peft.tuners.adaption_prompt.layer import AdaptedAttention
+
+    for module in model.modules():
+        if isinstance(module, AdaptedAttention):
+            half = module.adaption_prompt.dtype
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
+            if half != torch.float32:
+                module.forward = _autocast(module.forward, half)  # type: ignore[method-assign]
+    return model
+
+
+def _autocast(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    def in_half(**inputs: Any) -> Any:
+        with torch.autocast(inputs["hidden_states"].device.type, dtype):
+            return forward(**inputs)
+
+    return in_half
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:

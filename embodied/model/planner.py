@@ -39,6 +39,11 @@ JUDGE_TEXT = "check: {0}"
 """What the Embodied-former is told, in its three uses."""
 
 REFUSE_ABOVE = 0.5
+"""Probability of a refusal from which an instruction is refused."""
+
+FITS_ABOVE = 0.05
+"""Probability of its task from which an instruction fits the scene at hand."""
+
 N_NEAREST = 3
 
 
@@ -82,7 +87,7 @@ class Planner(nn.Module):
 
     def _match_scale_of_words(self, language: Any) -> None:
         """Start the mapping so that visual tokens are as large as word embeddings."""
-        words = language.get_input_embeddings().weight
+        words = language.get_input_embeddings().weight.detach()
         if words.is_meta:
             return
         nn.init.normal_(self.mapping.weight, std=float(words.float().std()) / 16)
@@ -95,13 +100,16 @@ class Planner(nn.Module):
         """Frozen towers with their pretrained weights; fresh former, mapping and adapter."""
         dtype = getattr(torch, config.dtype)
         vision = VisionEncoder.load(config.vision, config.image_size, config.vision_layers, dtype)
-        language, tokenizer = weights.load_llm(config.llm, dtype)
+        quantization = llm_parts.quantization_config(config.quantize)
+        language, tokenizer = weights.load_llm(config.llm, dtype, quantization=quantization)
         return cls(config, vision, language, tokenizer)
 
     @classmethod
     def load(cls, folder: Path) -> Planner:
         """A planner that `save` wrote. Raises CheckpointError for a damaged one."""
         tensors, values = checkpoint.load(folder)
+        if "model" not in values:
+            raise checkpoint.CheckpointError(f"{folder} holds no planner; give another folder")
         planner = cls.build(from_dict(values["model"]))
         planner.load_trained(tensors)
         return planner.eval()
@@ -141,7 +149,7 @@ class Planner(nn.Module):
 
     # ----------------------------------------------------------------------------- the path
 
-    def see(self, frames: np.ndarray | Tensor) -> Tensor:
+    def see(self, frames: np.ndarray) -> Tensor:
         """Pictures uint8 (B, cameras, T, H, W, 3) → vision tokens (B, cameras, T', N, W).
 
         T' is 1 for one frame and T / 2 tubelets for a clip.
@@ -155,7 +163,10 @@ class Planner(nn.Module):
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts for the former → frozen word embeddings (B, L, W), and their mask (B, L)."""
+        """Texts for the former → frozen word embeddings (B, L, W), and their mask (B, L).
+
+        The former reads the first `max_text` tokens; the language model reads everything.
+        """
         limit = self.config.former.max_text
         rows = [r[:limit] for r in self.tokenizer(list(texts), add_special_tokens=False).input_ids]
         length = max(map(len, rows))
@@ -178,23 +189,41 @@ class Planner(nn.Module):
     # -------------------------------------------------------------------- what it is asked
 
     @torch.no_grad()
-    def route(self, instruction: str, catalogue: Mapping[str, Vocabulary]) -> Route:
-        """Which environment of `catalogue` offers what `instruction` asks for.
+    def route(
+        self,
+        instruction: str,
+        catalogue: Mapping[str, Vocabulary],
+        env_id: str | None = None,
+    ) -> Route:
+        """Which environment of `catalogue` offers what `instruction` asks for, or why none does.
 
         The language model's likelihoods of all task names, and of a refusal, are compared.
+
+        Args:
+            env_id: the scene at hand; its tasks need only be a likely reading of the words
+                ("press the button" fits every scene with a button), not the likeliest.
         """
-        owner = {task: env_id for env_id, vocab in catalogue.items() for task in vocab.tasks}
+        owner = {task: env for env, vocabulary in catalogue.items() for task in vocabulary.tasks}
         options = (*owner, REFUSE)
         prompt = llm_parts.chat(ROUTE_PROMPT.format(instruction=instruction))
-        chances = self.decoder.score(None, prompt, options).softmax(0)
-        refusal = float(chances[-1])
-        order = [options[i] for i in chances[:-1].argsort(descending=True)]
-        nearest = tuple(order[:N_NEAREST])
+        scores = self.decoder.score(None, prompt, options).softmax(0).tolist()
+        chances = dict(zip(options, scores, strict=True))
+        refusal = chances.pop(REFUSE)
+        nearest = tuple(sorted(chances, key=lambda task: -chances[task])[:N_NEAREST])
         if refusal > REFUSE_ABOVE:
             reason = f"no scene can do {instruction!r}; the nearest are: {', '.join(nearest)}"
             return Route(None, (), reason, nearest, refusal)
-        best = order[0]
-        return Route(owner[best], (best,), None, nearest, float(chances[options.index(best)]))
+        best = nearest[0]
+        if env_id is not None:
+            best = max(catalogue[env_id].tasks, key=lambda task: chances[task])
+            if chances[best] < FITS_ABOVE:
+                offered = ", ".join(catalogue[env_id].tasks)
+                reason = (
+                    f"{env_id} offers {offered}, and {instruction!r} is not that; "
+                    f"the nearest are: {', '.join(nearest)}"
+                )
+                return Route(None, (), reason, nearest, chances[nearest[0]])
+        return Route(owner[best], (best,), None, nearest, chances[best])
 
     @torch.no_grad()
     def plan(
@@ -219,7 +248,11 @@ class Planner(nn.Module):
     @torch.no_grad()
     def judge(self, clip: np.ndarray, subgoal: Subgoal) -> Verdict:
         """Whether `subgoal` is done, from the clip uint8 (cameras, T, H, W, 3)."""
-        vision = self.see(clip[None])
+        return self.judge_tokens(self.see(clip[None]), subgoal)
+
+    @torch.no_grad()
+    def judge_tokens(self, vision: Tensor, subgoal: Subgoal) -> Verdict:
+        """The same from the clip's vision tokens (1, cameras, T', N, W)."""
         visual = self.visual_tokens(vision, JUDGE_TEXT.format(subgoal.text))
         prompt = llm_parts.chat(JUDGE_PROMPT.format(subgoal=subgoal.text))
         chances = self.decoder.first_token_chances(visual, prompt, STATUSES)

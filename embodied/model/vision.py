@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +40,8 @@ class TubeletEmbed(nn.Module):
         return F.conv3d(video, self.weight, self.bias, (TUBELET_FRAMES, *self.stride)).squeeze(2)
 
 
-def _keep_layers(tower: nn.Module, n_layers: int | None) -> None:
-    """Drop the blocks after the `n_layers`-th: middle layers keep finer positions, and cost less."""
+def _keep_layers(tower: Any, n_layers: int | None) -> None:
+    """Drop the blocks after the `n_layers`-th: middle layers keep finer positions, cost less."""
     if n_layers is None:
         return
     holder, name = (tower, "blocks") if hasattr(tower, "blocks") else (None, "")
@@ -74,6 +75,7 @@ class VisionEncoder(nn.Module):
         dtype: what it computes in; bfloat16 is several times faster on recent CPUs.
     """
 
+    tower: Any
     mean: Tensor
     std: Tensor
 

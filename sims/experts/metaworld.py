@@ -5,7 +5,7 @@ The experts read the simulator (they make training data); the agent never does.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
@@ -47,8 +47,8 @@ class MetaWorldExpert:
         fault_step: int = 0,
     ) -> None:
         self._env = env
-        self._policy = ENV_POLICY_MAP[f"{env.task}-v3"]()
-        # reach has a puck too, which does not matter: the thing is the goal, at the end of the array
+        self._policy: Any = ENV_POLICY_MAP[f"{env.task}-v3"]()  # type: ignore[abstract]
+        # where the thing is in raw_obs; that of reach is the goal, at the end
         self._aim = slice(36, 39) if env.spec_.thing == env.spec_.other else slice(4, 7)
         self._rng = rng
         self._burst_rate = burst_rate

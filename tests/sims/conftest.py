@@ -10,26 +10,30 @@ import pytest
 
 from sims.metaworld import MetaWorldEnv
 
+
 @pytest.fixture(autouse=True)
 def _logs_elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) -> None:
     """MuJoCo writes MUJOCO_LOG.TXT where it runs."""
     monkeypatch.chdir(tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def env(request: pytest.FixtureRequest) -> Iterator[MetaWorldEnv]:
-    """The environment of the task in `request.param`, with small pictures from one camera."""
+    """The environment of the task in `request.param`, with small pictures from one camera.
+
+    pytest runs all tests of one task together, whatever their file, so one is open at a time.
+    """
     made = MetaWorldEnv(request.param, cameras=("workspace",), image_size=32)
     yield made
     made.close()
 
 
-@pytest.fixture(scope="module")
-def blind_env(request: pytest.FixtureRequest) -> Iterator[MetaWorldEnv]:
-    """The environment of the task in `request.param` without pictures: a hundred times as fast."""
-    made = MetaWorldEnv(request.param, render=False)
-    yield made
-    made.close()
+@pytest.fixture
+def blind_env(env: MetaWorldEnv) -> Iterator[MetaWorldEnv]:
+    """The same without pictures, twenty times as fast."""
+    env._render_images = False
+    yield env
+    env._render_images = True
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,119 @@
+"""`embodied evaluate-plans`: are instructions understood, plans right, and verdicts true?"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from embodied.cli.assemble import SHIPPED
+from embodied.cli.finetune import load_datasets
+from embodied.egocot.dataset import Recorded, clip_tokens, draw_verdict, group_by_task, verdict_of
+from embodied.metrics import Rate, verdict_scores
+from embodied.model.planner import Planner
+from sims import scenes
+
+
+@dataclass(frozen=True)
+class EvaluatePlansOptions:
+    """What to evaluate.
+
+    Args:
+        instructions: JSONL of {"instruction", "task" or null}; null must be refused.
+        verdicts: data sets whose clips are judged, comma-separated, of layouts not trained on.
+        model: the planner; the shipped one.
+        n_verdicts: clips to judge.
+        seed: of the clips drawn.
+        features_dir: where frozen features are cached.
+        output_dir: where every answer is written; nowhere when not given.
+        json: print one JSON object.
+    """
+
+    instructions: Path | None = None
+    verdicts: str = ""
+    model: Path = SHIPPED / "planner"
+    n_verdicts: int = 300
+    seed: int = 0
+    features_dir: Path = Path("outputs/features")
+    output_dir: Path | None = None
+    json: bool = False
+
+
+def evaluate_plans(options: EvaluatePlansOptions) -> int:
+    """Run what was asked for. Returns the exit status."""
+    planner = Planner.load(options.model)
+    scores: dict[str, Any] = {}
+    if options.instructions:
+        scores |= score_instructions(planner, options.instructions, options.output_dir)
+    if options.verdicts:
+        episodes = load_datasets(planner, options.verdicts, options.features_dir)
+        scores |= score_verdicts(planner, episodes, options.n_verdicts, options.seed)
+    if options.json:
+        print(json.dumps(scores))
+    else:
+        for name, value in scores.items():
+            print(f"{name}: {value}")
+    return 0
+
+
+def score_instructions(planner: Planner, path: Path, out: Path | None) -> dict[str, Any]:
+    """Right task, right refusals and false refusals, with Wilson intervals."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    catalogue = scenes.catalogue()
+    answers, seconds = [], []
+    for row in tqdm(rows, desc="instructions", file=sys.stderr):
+        started = time.perf_counter()
+        route = planner.route(row["instruction"], catalogue)
+        seconds.append(time.perf_counter() - started)
+        said = route.tasks[0] if route.tasks else None
+        answers.append({**row, "said": said, "probability": route.probability})
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(a, ensure_ascii=False) for a in answers]
+        (out / "instructions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    good = [a for a in answers if a["task"] is not None]
+    bad = [a for a in answers if a["task"] is None]
+    scores = {
+        "right_task": _rate([a["said"] == a["task"] for a in good]),
+        "false_refusals": _rate([a["said"] is None for a in good]),
+        "refused": _rate([a["said"] is None for a in bad]),
+        "route_s": round(float(np.median(seconds)), 3),
+    }
+    for lang in ("en", "zh"):
+        mine = [a for a in good if a.get("lang") == lang]
+        scores[f"right_task_{lang}"] = _rate([a["said"] == a["task"] for a in mine])
+    return scores
+
+
+def _rate(hits: Sequence[bool]) -> dict[str, Any]:
+    rate = Rate(sum(hits), len(hits))
+    return {"k": rate.k, "n": rate.n, "pc": round(rate.percent, 1), "wilson95": rate.wilson95}
+
+
+@torch.no_grad()
+def score_verdicts(
+    planner: Planner, episodes: Sequence[Recorded], n: int, seed: int
+) -> dict[str, Any]:
+    """How well the planner tells done from not done, and all three apart, on recorded clips."""
+    rng = np.random.default_rng(seed)
+    by_task = group_by_task(episodes)
+    said, true = [], []
+    for _ in tqdm(range(n), desc="verdicts", file=sys.stderr):
+        episode, step, index = draw_verdict(rng, by_task)
+        tokens = torch.from_numpy(clip_tokens(episode, step))[None]
+        subgoal = episode.meta.plan.subgoals[index]
+        said.append(planner.judge_tokens(tokens, subgoal).status)
+        true.append(verdict_of(episode, index, step)[0])
+    scores: dict[str, Any] = {"verdict_right": _rate([s == t for s, t in zip(said, true, strict=True)])}
+    for status, score in verdict_scores(true, said).items():
+        figures = {"precision": score.precision, "recall": score.recall, "f1": score.f1}
+        scores[f"verdict_{status}"] = {k: round(v or 0.0, 3) for k, v in figures.items()}
+    return scores

@@ -1,0 +1,124 @@
+"""`embodied train-policy`: a policy from demonstrations, on frozen vision features."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import policies
+from embodied.cli.assemble import SHIPPED, save_policy
+from embodied.cli.finetune import AGENT, load_datasets, print_trained, said_by_task
+from embodied.cli.finetune import state_statistics as statistics_of
+from embodied.egocot.dataset import AlignmentSampler, Recorded
+from embodied.model.alignment import Alignment
+from embodied.model.planner import Planner
+from embodied.train import TrainOptions, train
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class TrainPolicyOptions:
+    """What to train, on what.
+
+    Args:
+        dataset: a LeRobotDataset of demonstrations; several, comma-separated.
+        output_dir: where the log, the state to resume from and the policy go.
+        model: the planner whose vision encoder and Embodied-former are used; the shipped one.
+        policy: the kind of policy network.
+        n_demos: successful demonstrations per task, in the data set's order; all when 0.
+        train_former: whether a copy of the Embodied-former is trained along, and saved beside.
+        horizon: actions in a chunk.
+        steps: optimiser steps.
+        batch_size: samples a step.
+        learning_rate: its peak.
+        seed: of initial weights and batches.
+        features_dir: where frozen features are cached.
+    """
+
+    dataset: str
+    output_dir: Path
+    model: Path = SHIPPED / "planner"
+    policy: Literal["mlp"] = "mlp"
+    n_demos: int = 0
+    train_former: bool = True
+    horizon: int = 8
+    steps: int = 3000
+    batch_size: int = _BATCH
+    learning_rate: float = 5e-4
+    seed: int = 0
+    features_dir: Path = Path("outputs/features")
+
+
+def choose_demos(episodes: list[Recorded], n_demos: int) -> list[Recorded]:
+    """The first `n_demos` successes of every task.
+
+    Raises:
+        ValueError: a task has fewer.
+    """
+    chosen: dict[str, list[Recorded]] = {}
+    for episode in episodes:
+        if episode.meta.success:
+            chosen.setdefault(episode.meta.task, []).append(episode)
+    few = {task: len(found) for task, found in chosen.items() if len(found) < n_demos}
+    if few or not chosen:
+        raise ValueError(f"{n_demos} successful demonstrations a task were asked for, got {few}")
+    return [e for found in chosen.values() for e in found[: n_demos or None]]
+
+
+def train_policy(options: TrainPolicyOptions) -> int:
+    """Train, or go on where `output_dir` left off. Returns the exit status."""
+    torch.manual_seed(options.seed)
+    planner = Planner.load(options.model)
+    config = planner.config
+    found = load_datasets(planner, options.dataset, options.features_dir)
+    demos = choose_demos(found, options.n_demos)
+    print(f"{len(demos)} demonstrations", file=sys.stderr)
+    former = copy.deepcopy(planner.former).requires_grad_(options.train_former)
+    policy = policies.make(
+        options.policy,
+        n_queries=config.former.n_queries,
+        width=config.former.width,
+        global_width=config.global_width,
+        state_size=demos[0].state.shape[1],
+        action_size=demos[0].action.shape[1],
+        horizon=options.horizon,
+    )
+    policy.set_state_statistics(*statistics_of(demos))
+    module = Alignment(former, policy, planner.embed_texts, len(config.cameras))
+    print_trained(module)
+    sampler = AlignmentSampler(
+        demos,
+        demos,
+        said_by_task(),
+        options.horizon,
+        sizes=(options.batch_size, 0, 0),
+        seed=options.seed,
+    )
+    train_options = TrainOptions(
+        options.output_dir,
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+    )
+    figures = train(module, sampler, train_options)
+    notes: dict[str, Any] = {
+        "trained_on": options.dataset,
+        "n_demos": options.n_demos,
+        "train_seeds": sorted({e.meta.seed for e in demos}),
+        "figures": figures,
+    }
+    save_policy(
+        options.output_dir / "policy",
+        policy,
+        former if options.train_former else None,
+        agent=AGENT,
+        **notes,
+    )
+    print(f"saved {options.output_dir / 'policy'}", file=sys.stderr)
+    return 0

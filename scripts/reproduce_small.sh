@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# From nothing to the shipped weights and their figures: record, train, evaluate.
+# Every step resumes where it was interrupted; run again to go on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
+embodied=.venv/bin/embodied
+out=${1:-outputs/small}
+data=$out/data
+
+# 1. expert episodes: the ten tasks to imitate, all fifty to look at, failures among them
+$embodied record --env mt10 --n_episodes 56 --noise 0.02 --fault_fraction 0.2 --output_dir "$data/mt10"
+$embodied record --env mt50 --n_episodes 5 --seed 1000 --noise 0.02 --fault_fraction 0.2 \
+  --output_dir "$data/mt50"
+
+# 2. Embodied-former and policy
+$embodied finetune --stage align --dataset "$data/mt10" --look_at "$data/mt50" --steps 4500 \
+  --features_dir "$out/features" --output_dir "$out/align"
+
+# 3. the language model: which task the words mean, then plans and verdicts from what is seen
+$embodied finetune --stage words --model "$out/align/planner" --steps 500 --output_dir "$out/words"
+$embodied finetune --stage plan --model "$out/words/planner" --dataset "$data/mt10" \
+  --look_at "$data/mt50" --steps 400 --learning_rate 0.0003 --features_dir "$out/features" \
+  --output_dir "$out/plan"
+
+# 4. figures on layouts that nothing was trained on
+$embodied evaluate --env mt10 --n_episodes 20 --model "$out/plan/planner" \
+  --policy "$out/align/policy" --output_dir "$out/eval/mt10"

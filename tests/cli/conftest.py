@@ -1,0 +1,109 @@
+"""A stand-in agent that needs no weights, and the real one where its weights are there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embodied.agent.rollout import Decision
+from embodied.types import Observation, Plan, Subgoal, Vocabulary
+
+
+@dataclass
+class FakeRoute:
+    env_id: str | None
+    tasks: tuple[str, ...] = ()
+    refused: str | None = None
+    nearest: tuple[str, ...] = ()
+    probability: float = 0.9
+
+
+class FakePlanner:
+    """Knows drawers only."""
+
+    def route(self, instruction: str, catalogue: Mapping[str, Vocabulary]) -> FakeRoute:
+        env_id = "metaworld/drawer-open-v3"
+        assert env_id in catalogue
+        if "drawer" in instruction:
+            return FakeRoute(env_id, catalogue[env_id].tasks)
+        nearest = ("drawer-open", "drawer-close", "door-open")
+        reason = f"no scene offers '{instruction}'; the nearest are {', '.join(nearest)}"
+        return FakeRoute(None, refused=reason, nearest=nearest)
+
+    def plan(
+        self,
+        observation: Observation,
+        instruction: str,
+        vocabulary: Vocabulary,
+        experience: str = "",
+    ) -> Plan:
+        print("chatter on stdout")  # as libraries do
+        if "drawer" not in instruction:
+            return Plan(instruction, "", (), refused=f"this scene cannot '{instruction}'")
+        return Plan(instruction, "Thought: a handle.", vocabulary.subgoals, vocabulary.tasks)
+
+
+@dataclass
+class FakeAgent:
+    """Pulls back, whatever it sees; `act` may be replaced to make trouble."""
+
+    planner: FakePlanner = field(default_factory=FakePlanner)
+    trouble: Callable[[], Any] | None = None
+    n_acts: int = 0
+
+    def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
+        self.n_acts = 0
+        self._plan = self.planner.plan(observation, instruction, vocabulary)
+        return self._plan
+
+    def act(self, observation: Observation) -> Decision:
+        self.n_acts += 1
+        if self.trouble is not None and self.n_acts == 3:
+            self.trouble()
+        return Decision(np.array([0.0, -1.0, 0.0, 0.0], np.float32))
+
+    def report(self) -> dict[str, Any]:
+        subgoal = Subgoal.parse("reach(drawer handle)").text
+        verdict = {"step": 2, "subgoal": subgoal, "status": "progressing"}
+        verdicts = [verdict | {"reason": "the work is going on", "probability": 0.75}]
+        return {"n_replans": 1, "n_retries": 2, "verdicts": verdicts, "plans": [self._plan.text]}
+
+    def caption(self) -> list[str]:
+        return ["open the drawer", "> 1. reach(drawer handle)"]
+
+
+@pytest.fixture
+def fake_agent(monkeypatch: pytest.MonkeyPatch) -> FakeAgent:
+    """What `load_agent` then returns, to this process."""
+    agent = FakeAgent()
+    module = ModuleType("embodied.cli.assemble")
+    module.load_agent = lambda *_, **__: agent  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "embodied.cli.assemble", module)
+    return agent
+
+
+@pytest.fixture(scope="session")
+def real_agent() -> Any:
+    """The shipped agent, loaded once."""
+    from embodied.checkpoint import CheckpointError
+    from embodied.cli.assemble import SHIPPED, load_agent
+
+    if not any(SHIPPED.glob("*/SHA256SUMS")):
+        pytest.skip("needs the shipped weights")
+    try:
+        return load_agent()
+    except CheckpointError as error:
+        pytest.fail(f"the shipped weights are damaged: {error}")
+
+
+@pytest.fixture
+def shipped_agent(real_agent: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`load_agent` then returns the one agent that is loaded already."""
+    monkeypatch.setattr("embodied.cli.assemble.load_agent", lambda *_, **__: real_agent)
+    return real_agent

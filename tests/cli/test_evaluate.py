@@ -1,0 +1,216 @@
+"""`evaluate` and `compare`: what is counted, what is kept, what is paired."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import pytest
+
+from embodied import video
+from embodied.cli import eval_info
+from embodied.cli.evaluate import layout_seeds
+from embodied.cli.main import main
+from embodied.cli.trials import Ablation, Job, Setting, Trials
+from embodied.metrics import Rate
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import FakeAgent
+
+DRAWER, REACH = "metaworld/drawer-open-v3", "metaworld/reach-v3"
+KEYS = {"pc_success", "n_episodes", "k", "n", "wilson95", "n_distinct_layouts", "video_paths"}
+
+
+def evaluate(folder: Path, *argv: str) -> int:
+    return main(["evaluate", "--output_dir", str(folder), "--json", *argv])
+
+
+def told(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    out = capfd.readouterr().out
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def test_expert_succeeds_and_everything_is_written_down(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--env", f"{DRAWER},{REACH}", "--actor", "expert", "--n_episodes", "2"]
+    assert evaluate(tmp_path, *argv, "--n_videos", "1") == 0
+    info = told(capfd)
+    assert info == json.loads((tmp_path / "eval_info.json").read_text())
+    overall = info["overall"]
+    assert (overall["k"], overall["n"], overall["pc_success"]) == (4, 4, 100.0)
+    assert overall["wilson95"] == list(Rate(4, 4).wilson95 or ())
+    assert overall["n_distinct_layouts"] == 4
+    assert overall.keys() >= KEYS | {"eval_s", "eval_ep_s", "success_rule", "horizon"}
+    assert overall.keys() >= {"train_seeds", "versions", "render_flags"}
+    assert info["per_group"].keys() == {"metaworld"} and info["per_group"]["metaworld"]["k"] == 4
+    assert [task["env"] for task in info["per_task"]] == [DRAWER, REACH]
+    for task in info["per_task"]:
+        assert task.keys() >= KEYS | {"task_group", "task_id", "metrics"}
+        assert [e["seed"] for e in task["per_episode"]] == [200000, 200001]
+        first, second = task["per_episode"]
+        assert first["success"] and first["first_success_step"] == first["n_steps"] - 1
+        assert first["plan"] and len(first["layout_sha"]) == 16
+        assert second["video"] is None and len(video.read_mp4(first["video"])) > 10
+
+
+def test_random_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = ["--env", DRAWER, "--actor", "random", "--seeds", "200005:200006", "--horizon", "15"]
+    assert evaluate(tmp_path, *argv, "--n_videos", "0") == 0
+    info = told(capfd)
+    assert info["overall"]["pc_success"] == 0.0
+    assert [e["seed"] for e in info["per_task"][0]["per_episode"]] == [200005, 200006]
+    assert info["per_task"][0]["per_episode"][0]["n_steps"] == 15
+
+
+def test_resumes_and_refuses_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--env", DRAWER, "--actor", "random", "--horizon", "5", "--n_videos", "0"]
+    assert evaluate(tmp_path, *argv, "--n_episodes", "1") == 0
+    first = told(capfd)["per_task"][0]["per_episode"]
+    log = tmp_path / "episodes.jsonl"
+    log.write_text(log.read_text() + '{"env": "half a li')  # as a killed process leaves it
+    run: list[Job] = []
+    call = Trials.__call__
+    monkeypatch.setattr(Trials, "__call__", lambda self, job: (run.append(job), call(self, job))[1])
+    assert evaluate(tmp_path, *argv, "--n_episodes", "3") == 0
+    assert [job.seed for job in run] == [200001, 200002]
+    assert told(capfd)["per_task"][0]["per_episode"][:1] == first
+    assert len(log.read_text().splitlines()) == 3
+    assert evaluate(tmp_path, *argv, "--horizon", "6") == 2
+    out, err = capfd.readouterr()
+    assert out == "" and "other settings (horizon was 5)" in err.splitlines()[-1]
+
+
+def test_processes_give_the_same_as_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = ["--env", DRAWER, "--actor", "random", "--n_episodes", "2", "--horizon", "5"]
+    found = []
+    for workers in ("1", "2"):
+        folder = tmp_path / workers
+        assert evaluate(folder, *argv, "--workers", workers, "--n_videos", "0") == 0
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err and "EGLError" not in err
+        episodes = json.loads(out)["per_task"][0]["per_episode"]
+        found.append([(e["seed"], e["layout_sha"], e["sum_reward"]) for e in episodes])
+    assert found[0] == found[1]
+
+
+def test_crash_is_counted_apart(
+    fake_agent: FakeAgent, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake_agent.trouble = lambda: 1 // 0
+    argv = ["--env", DRAWER, "--n_episodes", "1", "--horizon", "4", "--n_videos", "0"]
+    assert evaluate(tmp_path, *argv) == 1
+    out, err = capfd.readouterr()
+    overall = json.loads(out)["overall"]
+    assert (overall["n_crashes"], overall["n"], overall["n_episodes"]) == (1, 0, 1)
+    assert overall["pc_success"] is None and overall["wilson95"] is None
+    assert "ZeroDivisionError" in err and "1 crash(es)" in err.splitlines()[-1]
+
+
+def test_refusal_of_a_task_that_is_there_is_a_failure(
+    fake_agent: FakeAgent, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--env", REACH, "--n_episodes", "1", "--n_videos", "1"]  # it knows drawers only
+    assert evaluate(tmp_path, *argv) == 0
+    episode = told(capfd)["per_task"][0]["per_episode"][0]
+    assert (episode["outcome"], episode["n_steps"], episode["video"]) == ("failure", 0, None)
+    assert episode["refused"] and episode["plan"] == []
+
+
+def test_agent_s_report_is_kept(
+    fake_agent: FakeAgent, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--env", DRAWER, "--n_episodes", "1", "--horizon", "4", "--n_videos", "1"]
+    assert evaluate(tmp_path, *argv) == 0
+    episode = told(capfd)["per_task"][0]["per_episode"][0]
+    assert (episode["n_replans"], episode["n_retries"]) == (1, 2)
+    assert episode["plan"] == ["reach(drawer handle)", "pull(drawer handle)"]
+
+
+def test_paraphrases_are_drawn_by_the_seed() -> None:
+    trials = Trials(Setting("random", None, None, "none", "paraphrases", 5))
+    said = [trials._instruction("drawer-open", seed) for seed in range(30)]
+    assert said == [trials._instruction("drawer-open", seed) for seed in range(30)]
+    assert len(set(said)) > 10
+
+
+def test_default_seeds_are_the_test_family() -> None:
+    assert layout_seeds(None, None) == list(range(200_000, 200_020))
+    assert layout_seeds("7:9", None) == [7, 8, 9]
+    assert layout_seeds("7:9", 2) == [7, 8]
+
+
+def test_ablations_are_the_agent_s() -> None:
+    from embodied.agent import agent
+
+    assert get_args(Ablation) == get_args(agent.Ablation)
+
+
+# ----------------------------------------------------------------------------------------- compare
+
+
+def record(seed: int, success: bool, **more: Any) -> dict[str, Any]:
+    outcome = "success" if success else "failure"
+    return {"env": DRAWER, "seed": seed, "layout_sha": f"{seed:x}", "outcome": outcome} | {
+        "success": success,
+        **more,
+    }
+
+
+def write(folder: Path, records: list[dict[str, Any]]) -> str:
+    folder.mkdir()
+    eval_info.write(folder, {"per_task": [{"per_episode": records}]})
+    return str(folder)
+
+
+def test_compare_pairs_layouts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    a = write(tmp_path / "a", [record(i, i < 4) for i in range(20)])
+    b = [record(i, i < 14) for i in range(19, -1, -1)]  # in another order
+    b = write(tmp_path / "b", [*b, record(99, True)])
+    assert main(["compare", a, b, "--json"]) == 0
+    out, err = capfd.readouterr()
+    overall = json.loads(out)["overall"]
+    assert (overall["n"], overall["k_a"], overall["k_b"]) == (20, 4, 14)
+    assert (overall["only_a"], overall["only_b"]) == (0, 10)
+    assert overall["mcnemar_p"] == pytest.approx(2 / 2**10)
+    assert overall["smallest_difference"] == 8 / 20  # 9 against 1
+    assert "1 episode(s)" in err
+    assert main(["compare", a, b]) == 0
+    out = capfd.readouterr().out
+    assert "B - A = +50.0 points" in out and "4/20" in out
+
+
+def test_compare_sets_crashes_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    a = write(tmp_path / "a", [record(0, True), record(1, True)])
+    b = write(tmp_path / "b", [record(0, True), record(1, False, outcome="crash")])
+    assert main(["compare", a, b, "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert (result["overall"]["n"], result["n_set_apart"]) == (1, 1)
+    assert main(["compare", a, b]) == 0
+    assert "1 pairs are too few" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("change", [{"seed": 7}, {"layout_sha": "x"}, {"env": REACH}])
+def test_compare_refuses_other_layouts(
+    change: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    a = write(tmp_path / "a", [record(0, True)])
+    b = write(tmp_path / "b", [record(0, True) | change])
+    assert main(["compare", a, b]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and "no layouts are shared" in err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"per_task": 1}', '{"per_task": [{}]}'])
+def test_compare_refuses_what_is_no_evaluation(
+    content: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "eval_info.json"
+    path.write_text(content)
+    assert main(["compare", str(path), str(path)]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and "is no eval_info.json" in err
