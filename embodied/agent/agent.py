@@ -73,7 +73,7 @@ class Agent:
     ) -> None:
         self.planner, self.former, self.policy = planner, former, policy
         self.catalogue = catalogue
-        self._routes: dict[tuple[str, str], Route] = {}
+        self._routes: dict[tuple[str, str | None], Route] = {}
         self.options = options or AgentOptions()
 
     # --------------------------------------------------------------------------- the protocol
@@ -89,14 +89,17 @@ class Agent:
         self._seen: deque[Observation] = deque(maxlen=span)
         self._n_steps = 0
         self._plans: list[Plan] = []
-        route = self.route(instruction, vocabulary)
+        env_id = next(e for e, v in self.catalogue.items() if v.tasks == vocabulary.tasks)
+        route = self.route(instruction, env_id)
         if route.refused is not None:
             return Plan(instruction, "", (), refused=route.refused)
         return self._plan(self._perceive(observation))
 
-    def route(self, instruction: str, vocabulary: Vocabulary) -> Route:
-        """Whether the scene of `vocabulary` offers what is asked; remembered between episodes."""
-        env_id = next(e for e, v in self.catalogue.items() if v.tasks == vocabulary.tasks)
+    def route(self, instruction: str, env_id: str | None = None) -> Route:
+        """What is asked for, and where: in the scene at hand or, without `env_id`, in any.
+
+        Answers are remembered between episodes.
+        """
         key = (instruction, env_id)
         if key not in self._routes:
             self._routes[key] = self.planner.route(instruction, self.catalogue, env_id)

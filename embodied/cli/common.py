@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 MAX_INSTRUCTION = 400
+
+
+def quiet_libraries() -> None:
+    """Keep off stderr what libraries warn of and nobody who runs a command can mend."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="Constant.* may be too high", module="metaworld")
 
 
 def check_instruction(text: str) -> str:

@@ -18,6 +18,8 @@ from difflib import get_close_matches
 from importlib import metadata
 from typing import Any, get_type_hints
 
+from embodied.cli.common import quiet_libraries
+
 _BAD_INPUT, _INTERRUPTED = 2, 130
 
 
@@ -62,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: waiting
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin slow their neighbours down
+    quiet_libraries()
     argv = sys.argv[1:] if argv is None else argv
     try:
         return _dispatch(argv)

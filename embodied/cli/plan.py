@@ -66,15 +66,13 @@ class Scene:
 
 
 def choose_scene(agent: Any, instruction: str, env: str | None) -> Scene:
-    """The environment asked for; when none was, the one that fits the words best."""
-    if env is not None:
-        return Scene(env, None, 0.0)
+    """The environment asked for if it offers what the words say; without one, whichever does."""
     started = time.perf_counter()
-    route = agent.planner.route(instruction, scenes.catalogue())
+    route = agent.route(instruction, env)
     latency_s = time.perf_counter() - started
-    if route.refused is None:
+    if env is None and route.refused is None:
         print(f"scene: {route.env_id} (probability {route.probability:.2f})", file=sys.stderr)
-    return Scene(route.env_id if route.refused is None else None, route.refused, latency_s)
+    return Scene(None if route.refused else route.env_id, route.refused, latency_s)
 
 
 def plan_fields(
@@ -106,7 +104,7 @@ class Planning:
         """The plan of one request as its JSON object."""
         scene = choose_scene(self._agent, request.instruction, request.env)
         if scene.env is None:
-            return plan_fields(request, None, None, scene.refused, scene.latency_s)
+            return plan_fields(request, request.env, None, scene.refused, scene.latency_s)
         env = self._open(scene.env)
         observation = observe(env.reset(seed=request.seed)[0])
         started = time.perf_counter()

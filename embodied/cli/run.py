@@ -64,7 +64,7 @@ def _run(request: Request, folder: Path, options: RunOptions) -> dict[str, Any]:
     agent = load_agent(options.model, options.policy)
     scene = choose_scene(agent, request.instruction, request.env)
     if scene.env is None:
-        return _refusal(request, None, scene.refused, scene.latency_s)
+        return _refusal(request, request.env, scene.refused, scene.latency_s)
     with closing(scenes.make(scene.env, horizon=options.horizon)) as env:
         recorder = Recorder(env, agent.caption, fine=True)
         tried = attempt(env, agent, request.instruction, request.seed, recorder)

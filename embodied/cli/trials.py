@@ -18,6 +18,7 @@ import numpy as np
 
 from embodied.agent.rollout import Actor, Decision
 from embodied.cli.attempt import Attempt, Recorder, attempt, outcome_line
+from embodied.cli.common import quiet_libraries
 from embodied.cli.eval_info import Record
 from embodied.types import Observation, Plan, Vocabulary
 from sims import language, scenes
@@ -182,6 +183,7 @@ _trials: Trials | None = None  # a worker process's own
 
 def _start(setting: Setting) -> None:
     global _trials
+    quiet_libraries()
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
     _trials = Trials(setting)
 

@@ -25,6 +25,7 @@ N_PLACES = 3
 _STILL_STEPS = 16
 _MOVED_FROM, _MOVED_TO = 8, 24
 _LAG_STEPS = 12
+_LATE, _EARLY = 0.7, 0.12
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,12 @@ class AlignmentSampler:
         )
 
     def _working_on(self, rng: np.random.Generator, episode: Recorded, step: int) -> int:
-        """The current sub-goal; sometimes still the one before, as when the monitor is late."""
+        """The current sub-goal; sometimes one off, as when the monitor is late or too early."""
         current = int(episode.subgoal[step])
+        if rng.random() < _EARLY:
+            return min(current + 1, len(episode.meta.plan.subgoals) - 1)
         before = int(episode.subgoal[max(0, step - int(rng.integers(1, _LAG_STEPS + 1)))])
-        return before if before < current and rng.random() < 0.7 else current
+        return before if before < current and rng.random() < _LATE else current
 
     def _plan(self, rng: np.random.Generator, size: int) -> FormerBatch:
         rows = []

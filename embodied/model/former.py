@@ -89,10 +89,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """`x` (B, L, D) attends to keys and values; `mask` (B, 1, 1, K) true where allowed."""
         query = self._split(self.query(x)) * (key.shape[-1] ** -0.5)
-        # written out: with so few queries, torch's fused CPU attention is slower, backward above all
+        # written out: for so few queries torch's fused CPU attention is slower, above all backward
         scores = query @ key.transpose(-1, -2)  # (B, heads, Q, K)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
+        if mask is not None:  # -inf would give NaN where nothing is allowed, as without any words
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         mixed = scores.softmax(-1).to(value.dtype) @ value
         return self.out(mixed.transpose(1, 2).flatten(2))
 

@@ -89,6 +89,27 @@ def fake_agent(monkeypatch: pytest.MonkeyPatch) -> FakeAgent:
 
 
 @pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags that name a whole agent of tiny random networks, saved as a trained one would be."""
+    import policies
+    from embodied.cli.assemble import save_policy
+    from embodied.config import preset
+    from embodied.model.planner import Planner
+
+    folder = tmp_path_factory.mktemp("tiny")
+    planner = Planner.build(preset("tiny"))
+    planner.save(folder / "planner")
+    sizes = {
+        "n_queries": planner.config.former.n_queries,
+        "width": planner.config.former.width,
+        "global_width": planner.config.global_width,
+    }
+    policy = policies.make("mlp", **sizes, state_size=4, action_size=4, horizon=8)
+    save_policy(folder / "policy", policy, None, agent={"execute": 4})
+    return ["--model", str(folder / "planner"), "--policy", str(folder / "policy")]
+
+
+@pytest.fixture(scope="session")
 def real_agent() -> Any:
     """The shipped agent, loaded once."""
     from embodied.checkpoint import CheckpointError

@@ -131,6 +131,16 @@ def test_agent_s_report_is_kept(
     assert episode["plan"] == ["reach(drawer handle)", "pull(drawer handle)"]
 
 
+@pytest.mark.parametrize("ablate", get_args(Ablation))
+def test_tiny_agent_is_evaluated(
+    ablate: str, tiny_weights: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--env", DRAWER, "--n_episodes", "1", "--horizon", "12", "--ablate", ablate]
+    assert evaluate(tmp_path, *argv, *tiny_weights, "--n_videos", "0") == 0
+    episode = told(capfd)["per_task"][0]["per_episode"][0]
+    assert episode["refused"] or episode["n_steps"] == 12
+
+
 def test_paraphrases_are_drawn_by_the_seed() -> None:
     trials = Trials(Setting("random", None, None, "none", "paraphrases", 5))
     said = [trials._instruction("drawer-open", seed) for seed in range(30)]

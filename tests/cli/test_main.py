@@ -447,6 +447,25 @@ def test_dataset_with_missing_files(
     assert said in one_line(capfd)
 
 
+# --------------------------------------------------------------------- the whole path, untrained
+
+
+def test_tiny_agent_plans_and_acts(
+    tiny_weights: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Saved, loaded, told, planned, acted, judged; untrained, so it may also refuse."""
+    argv = ["run", "open the drawer", *tiny_weights, "--output_dir", str(tmp_path), "--json"]
+    status = main([*argv, "--horizon", "40"])
+    out, err = capfd.readouterr()
+    result = json.loads(out)
+    assert "Traceback" not in err
+    if result["refused"] is not None:
+        assert status == 2 and result["n_steps"] == 0
+    else:
+        assert status == (0 if result["success"] else 1)
+        assert 1 <= result["n_steps"] <= 40 and Path(result["video"]).exists()
+
+
 # --------------------------------------------------------------------------------- real processes
 
 

@@ -1,0 +1,163 @@
+"""Decoding: always within the grammar, the same with and without the cache, loud about NaN."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+from torch import Tensor
+
+from embodied.model.decoding import DecodingError, GrammarDecoder
+from embodied.model.llm import chat
+from embodied.model.plan import choice_grammar, parse_plan, plan_grammar
+from embodied.model.planner import Planner
+from embodied.types import STATUSES
+from sims import scenes
+
+CATALOGUE = scenes.catalogue()
+TASKS = ["assembly", "drawer-open", "hammer", "pick-place-wall", "reach", "window-close"]
+PROMPT = chat("Instruction: tidy up\nLook at the scene and plan.")
+
+
+@pytest.fixture(scope="module")
+def decoder(planner: Planner) -> GrammarDecoder:
+    return planner.decoder
+
+
+def _visual(seed: int = 0) -> Tensor:
+    return torch.randn(1, 8, 64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_model_that_knows_nothing_still_plans(decoder: GrammarDecoder, task: str) -> None:
+    vocabulary = CATALOGUE[f"metaworld/{task}-v3"]
+    for visual in (None, _visual()):
+        decoded = decoder.decode(visual, PROMPT, plan_grammar(vocabulary))
+        assert parse_plan(decoded.text, "", vocabulary).text == decoded.text
+        assert -math.inf < decoded.mean_logprob < 0
+
+
+def test_what_is_seen_changes_what_is_said(decoder: GrammarDecoder) -> None:
+    grammar = plan_grammar(CATALOGUE["metaworld/drawer-open-v3"])
+    said = {decoder.decode(_visual(seed), PROMPT, grammar).text for seed in range(4)}
+    assert len(said) > 1
+
+
+@torch.no_grad()
+def _decode_without_cache(planner: Planner, visual: Tensor, grammar: str) -> tuple[str, float]:
+    """The same choice rule, but the whole sequence is read anew for every token."""
+    ids = planner.tokenizer(PROMPT, add_special_tokens=False).input_ids
+    embed = planner.llm.get_input_embeddings()
+    words = from_tokenizer(planner.tokenizer, n_vocab=len(planner.tokenizer))
+    matcher = LLMatcher(words, LLMatcher.grammar_from_lark(grammar))
+    mask = allocate_token_bitmask(1, words.vocab_size)
+    said: list[int] = []
+    chances: list[float] = []
+    while not matcher.is_stopped():
+        forced = matcher.compute_ff_tokens()
+        if not forced:
+            inputs = torch.cat([visual, embed(torch.tensor([ids + said]))], dim=1)
+            logits = planner.llm(inputs_embeds=inputs).logits[0, -1]
+            fill_next_token_bitmask(matcher, mask)
+            allowed = np.unpackbits(mask[0].view(np.uint8), bitorder="little").astype(bool)
+            logits[~torch.from_numpy(allowed)] = -math.inf
+            forced = [int(logits.argmax())]
+            chances.append(float(logits.log_softmax(0).max()))
+        matcher.consume_tokens(forced)
+        said += forced
+    text = planner.tokenizer.decode(said, skip_special_tokens=True)
+    return text, sum(chances) / len(chances)
+
+
+def test_the_cache_changes_nothing(planner: Planner) -> None:
+    grammar = plan_grammar(CATALOGUE["metaworld/bin-picking-v3"])
+    decoded = planner.decoder.decode(_visual(1), PROMPT, grammar)
+    text, mean_logprob = _decode_without_cache(planner, _visual(1), grammar)
+    assert decoded.text == text
+    assert decoded.mean_logprob == pytest.approx(mean_logprob, abs=1e-4)
+
+
+@torch.no_grad()
+def _logprob(planner: Planner, visual: Tensor | None, answer: str) -> float:
+    """One option alone, without padding or cache: the sum over its tokens and the end."""
+    tokenizer = planner.tokenizer
+    head = tokenizer(PROMPT, add_special_tokens=False).input_ids
+    tail = [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    inputs = planner.llm.get_input_embeddings()(torch.tensor([head + tail]))
+    if visual is not None:
+        inputs = torch.cat([visual, inputs], dim=1)
+    logprobs = planner.llm(inputs_embeds=inputs).logits[0].log_softmax(-1)
+    first = inputs.shape[1] - len(tail) - 1
+    return sum(float(logprobs[first + i, token]) for i, token in enumerate(tail))
+
+
+@pytest.mark.parametrize("visual", [None, _visual()], ids=["words", "visual"])
+def test_scores_equal_one_option_at_a_time(planner: Planner, visual: Tensor | None) -> None:
+    options = ["reach", "button-press-topdown-wall", "refuse", "door-open"]
+    scores = planner.decoder.score(visual, PROMPT, options)
+    expected = [_logprob(planner, visual, option) for option in options]
+    torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-3, rtol=1e-4)
+    swapped = planner.decoder.score(visual, PROMPT, options[::-1])
+    torch.testing.assert_close(swapped.flip(0), scores, atol=1e-4, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_first_token_chances(planner: Planner) -> None:
+    chances = planner.decoder.first_token_chances(_visual(), PROMPT, STATUSES)
+    ids = planner.tokenizer(PROMPT, return_tensors="pt").input_ids
+    inputs = torch.cat([_visual(), planner.llm.get_input_embeddings()(ids)], dim=1)
+    logits = planner.llm(inputs_embeds=inputs).logits[0, -1]
+    firsts = [planner.tokenizer(status).input_ids[0] for status in STATUSES]
+    torch.testing.assert_close(chances, logits[firsts].softmax(0), atol=1e-5, rtol=1e-4)
+    assert float(chances.sum()) == pytest.approx(1)
+
+
+def test_first_tokens_of_a_tokenizer_that_begins_every_text(planner: Planner) -> None:
+    """LLaMA's puts a token before every text unless it is told not to."""
+
+    class Beginning:
+        def __call__(self, text: Any, add_special_tokens: bool = True, **kwargs: Any) -> Any:
+            out = planner.tokenizer(text, add_special_tokens=False, **kwargs)
+            if add_special_tokens:
+                out["input_ids"] = [[1, *ids] for ids in out["input_ids"]]
+            return out
+
+    decoder = GrammarDecoder(planner.llm, Beginning())
+    got = decoder.first_token_chances(None, PROMPT, STATUSES)
+    assert torch.equal(got, planner.decoder.first_token_chances(None, PROMPT, STATUSES))
+
+
+def test_options_that_begin_alike(decoder: GrammarDecoder) -> None:
+    with pytest.raises(ValueError, match=r"\['done', 'done it'\] do not differ in their first tok"):
+        decoder.first_token_chances(None, PROMPT, ["done", "done it"])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_damaged_weights_are_noticed(planner: Planner, bad: float) -> None:
+    model = copy.deepcopy(planner.llm)
+    model.get_base_model().model.norm.weight.data[3] = bad
+    decoder = GrammarDecoder(model, planner.tokenizer)
+    for ask in (
+        lambda: decoder.decode(None, PROMPT, choice_grammar(["yes", "no"])),
+        lambda: decoder.score(None, PROMPT, ["yes", "no"]),
+        lambda: decoder.first_token_chances(None, PROMPT, ["yes", "no"]),
+    ):
+        with pytest.raises(DecodingError, match="NaN or infinity; its weights are damaged"):
+            ask()
+
+
+def test_no_end_in_sight(decoder: GrammarDecoder) -> None:
+    with pytest.raises(DecodingError, match="no end within 4 tokens: 'aaaa"):
+        decoder.decode(None, PROMPT, 'start: "a" start', max_tokens=4)
+
+
+def test_grammar_that_does_not_compile(decoder: GrammarDecoder) -> None:
+    with pytest.raises(ValueError, match="grammar does not compile"):
+        decoder.decode(None, PROMPT, "start: nothing_of_the_kind")
