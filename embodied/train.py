@@ -202,7 +202,7 @@ def _one_step(
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters.values(), options.clip_norm)
     optimizer.step()
-    return {"loss": float(loss), **figures, "lr": rate}
+    return {"loss": float(loss.detach()), **figures, "lr": rate}
 
 
 def _plain(options: TrainOptions) -> dict[str, Any]:

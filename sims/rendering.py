@@ -45,7 +45,7 @@ def select_gl_backend() -> str:
     What worked is noted in the cache directory, so that only the first call probes.
 
     Raises:
-        RuntimeError: none works; the message says which packages to install.
+        OSError: none works; the message says which packages to install.
     """
     if chosen := os.environ.get("MUJOCO_GL"):
         return chosen
@@ -62,7 +62,7 @@ def select_gl_backend() -> str:
             except OSError:
                 pass  # a read-only cache only costs the next start another probe
             return backend
-    raise RuntimeError(
+    raise OSError(
         f"no off-screen GL back end works (tried {', '.join(_BACKENDS)}); "
         "on Debian: apt-get install libegl1 libgl1 libosmesa6; then run `embodied doctor`"
     )

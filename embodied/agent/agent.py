@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
+from embodied.agent.controller import Controller
 from embodied.agent.memory import Memory
 from embodied.agent.monitor import Look, Monitor, MonitorOptions
 from embodied.agent.rollout import Decision
-from embodied.model.features import control_features
-from embodied.model.former import EmbodiedFormer, TextState
-from embodied.model.planner import CONTROL_TEXT, Planner, Route, stack_cameras
-from embodied.types import ActionChunk, Observation, Plan, Policy, Subgoal, Verdict, Vocabulary
+from embodied.model.former import EmbodiedFormer
+from embodied.model.planner import Planner, Route, stack_cameras
+from embodied.types import Observation, Plan, Policy, Subgoal, Verdict, Vocabulary
 
 Ablation = Literal["none", "plan_zeroed", "plan_shuffled", "blind", "no_loop"]
 ABLATIONS: tuple[Ablation, ...] = ("none", "plan_zeroed", "plan_shuffled", "blind", "no_loop")
@@ -71,10 +70,13 @@ class Agent:
         catalogue: Mapping[str, Vocabulary],
         options: AgentOptions | None = None,
     ) -> None:
-        self.planner, self.former, self.policy = planner, former, policy
+        self.planner = planner
+        self.train_seeds: Any = None
+        """Layout seeds that the policy was trained on, for the record beside a result."""
+        self.options = options or AgentOptions()
+        self._controller = Controller(planner, former, policy, self.options.execute)
         self.catalogue = catalogue
         self._routes: dict[tuple[str, str | None], Route] = {}
-        self.options = options or AgentOptions()
 
     # --------------------------------------------------------------------------- the protocol
 
@@ -89,8 +91,10 @@ class Agent:
         self._seen: deque[Observation] = deque(maxlen=span)
         self._n_steps = 0
         self._plans: list[Plan] = []
-        env_id = next(e for e, v in self.catalogue.items() if v.tasks == vocabulary.tasks)
-        route = self.route(instruction, env_id)
+        env_ids = [e for e, offered in self.catalogue.items() if offered.tasks == vocabulary.tasks]
+        if not env_ids:
+            raise ValueError(f"no environment of the catalogue offers {list(vocabulary.tasks)}")
+        route = self.route(instruction, env_ids[0])
         if route.refused is not None:
             return Plan(instruction, "", (), refused=route.refused)
         return self._plan(self._perceive(observation))
@@ -106,17 +110,15 @@ class Agent:
         return self._routes[key]
 
     def act(self, observation: Observation) -> Decision:
-        """The next action. Raises ValueError (ActionChunk's) when the policy gives NaN."""
+        """The next action. Raises ValueError when the policy gives NaN."""
         observation = self._perceive(observation)
         self._seen.append(observation)
-        done_probability = None
-        if not self._queue:
-            done_probability = self._refill(observation)
-        look = self._monitor.watch(observation.state, done_probability)
+        command = self._controller.act(observation)
+        look = self._monitor.watch(observation.state, command.done_probability)
         if look is not None and self._consider(look, observation):
-            self._refill(observation)
+            command = self._controller.act(observation)
         self._n_steps += 1
-        return Decision(self._queue.popleft(), subgoal=self._recorded_index())
+        return Decision(command.action, subgoal=self._recorded_index())
 
     def report(self) -> dict[str, Any]:
         """What happened in this episode besides its steps."""
@@ -146,62 +148,41 @@ class Agent:
         black = {name: np.zeros_like(image) for name, image in observation.images.items()}
         return Observation(black, observation.state)
 
-    def _plan(self, observation: Observation) -> Plan:
+    def _plan(self, observation: Observation, first: Sequence[np.ndarray] = ()) -> Plan:
         started = time.perf_counter()
         plan = self.planner.plan(
             observation, self._instruction, self._vocabulary, self._memory.experience
         )
         self._latency["plan"].append(time.perf_counter() - started)
         self._plans.append(plan)
-        self._begin_subgoal(0)
+        self._begin_subgoal(0, first)
         return plan
 
-    def _begin_subgoal(self, index: int) -> None:
-        """Turn to a sub-goal: its words go into the former once."""
+    def _begin_subgoal(self, index: int, first: Sequence[np.ndarray] = ()) -> None:
+        """Turn to a sub-goal of the current plan, with some actions to carry out first."""
         self._index = index
-        self._text = self._text_state()
-        self._queue: deque[np.ndarray] = deque()
+        self._controller.begin(self._words(), first)
         self._monitor.begin_subgoal()
 
-    def _text_state(self) -> TextState:
-        plan = self._plans[-1]
+    def _words(self) -> Subgoal | None:
+        """The sub-goal that the former is told, which an ablation may take away or mix up."""
         match self.options.ablate:
             case "plan_zeroed":
-                embedded, mask = self.planner.embed_texts([CONTROL_TEXT.format("")])
-                return self.former.encode_text(embedded * 0, mask & False)
+                return None
             case "plan_shuffled":
                 others = self.options.shuffled[self._vocabulary.tasks[0]]
-                subgoal = others[min(self._index, len(others) - 1)]
+                return others[min(self._index, len(others) - 1)]
             case _:
-                subgoal = plan.subgoals[self._index]
-        embedded, mask = self.planner.embed_texts([CONTROL_TEXT.format(subgoal.text)])
-        with torch.inference_mode():
-            return self.former.encode_text(embedded, mask)
+                return self._plans[-1].subgoals[self._index]
 
     def _recorded_index(self) -> int:
         """The sub-goal's place in the episode's first plan, which is the one that is recorded."""
         return min(self._index, len(self._plans[0].subgoals) - 1)
 
-    # --------------------------------------------------------------------------------- acting
-
-    def _refill(self, observation: Observation) -> float:
-        """Look and ask the policy for the next actions. Returns the done probability."""
-        if self._queue:
-            return 0.0
-        with torch.inference_mode():
-            frames = stack_cameras([observation], self.planner.config.cameras)
-            vision = self.planner.see(frames)
-            z_instance, z_global = control_features(self.former, vision, self._text)
-            state = torch.from_numpy(observation.state)[None]
-            actions, done = self.policy.act(z_instance, z_global, state)
-        chunk = ActionChunk(actions[0].float().numpy())
-        self._queue.extend(chunk.actions[: self.options.execute])
-        return float(done.sigmoid()[0])
-
     # ------------------------------------------------------------------------------ verifying
 
     def _consider(self, look: Look, observation: Observation) -> bool:
-        """Judge the sub-goal and react. Returns whether the queue was emptied."""
+        """Judge the sub-goal and react. Returns whether another sub-goal was begun."""
         subgoal = self._plans[-1].subgoals[self._index]
         if self.options.ablate == "no_loop":
             if look == "stalled":
@@ -212,14 +193,15 @@ class Agent:
         reaction = self._monitor.react(look, subgoal, verdict)
         if reaction == "next" and self._index + 1 < len(self._plans[-1].subgoals):
             self._begin_subgoal(self._index + 1)
-        elif reaction in ("retry", "replan"):
+            return True
+        if reaction in ("retry", "replan"):
             self._memory.learn(subgoal, verdict)
             if reaction == "replan":
-                self._plan(observation)
+                self._plan(observation, self._retreat())
             else:
-                self._begin_subgoal(0)
-            self._queue.extend(self._retreat())
-        return not self._queue
+                self._begin_subgoal(0, self._retreat())
+            return True
+        return False
 
     def _judge(self, subgoal: Subgoal) -> Verdict:
         started = time.perf_counter()

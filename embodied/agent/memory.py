@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from embodied.model.plan import REASONS
 from embodied.types import Subgoal, Verdict
 
 _KEPT = 2
+STANDSTILL = REASONS["failed"][3]
 
 
 @dataclass
@@ -16,8 +18,9 @@ class Memory:
     _lessons: list[str] = field(default_factory=list)
 
     def learn(self, subgoal: Subgoal, verdict: Verdict) -> None:
-        """Remember that `subgoal` failed, and why."""
-        self._lessons.append(lesson(subgoal, verdict.reason))
+        """Remember that `subgoal` failed, and why; whatever was said, a standstill is one."""
+        reason = verdict.reason if verdict.status == "failed" else STANDSTILL
+        self._lessons.append(lesson(subgoal, reason))
 
     @property
     def experience(self) -> str:

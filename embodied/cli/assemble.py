@@ -100,4 +100,6 @@ def load_agent(
         ablate=ablate,
         shuffled=_shuffled_subgoals() if ablate == "plan_shuffled" else {},
     )
-    return Agent(planner, former, policy, scenes.catalogue(), options)
+    agent = Agent(planner, former, policy, scenes.catalogue(), options)
+    agent.train_seeds = config.get("train_seeds")
+    return agent

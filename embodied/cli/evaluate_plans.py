@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from embodied.cli.assemble import SHIPPED
+from embodied.cli.common import stdout_to_stderr
 from embodied.cli.finetune import load_datasets
 from embodied.egocot.dataset import Recorded, clip_tokens, draw_verdict, group_by_task, verdict_of
 from embodied.metrics import Rate, verdict_scores
@@ -49,6 +50,17 @@ class EvaluatePlansOptions:
 
 def evaluate_plans(options: EvaluatePlansOptions) -> int:
     """Run what was asked for. Returns the exit status."""
+    with stdout_to_stderr():
+        scores = _scores(options)
+    if options.json:
+        print(json.dumps(scores))
+    else:
+        for name, value in scores.items():
+            print(f"{name}: {value}")
+    return 0
+
+
+def _scores(options: EvaluatePlansOptions) -> dict[str, Any]:
     planner = Planner.load(options.model)
     scores: dict[str, Any] = {}
     if options.instructions:
@@ -56,12 +68,7 @@ def evaluate_plans(options: EvaluatePlansOptions) -> int:
     if options.verdicts:
         episodes = load_datasets(planner, options.verdicts, options.features_dir)
         scores |= score_verdicts(planner, episodes, options.n_verdicts, options.seed)
-    if options.json:
-        print(json.dumps(scores))
-    else:
-        for name, value in scores.items():
-            print(f"{name}: {value}")
-    return 0
+    return scores
 
 
 def score_instructions(planner: Planner, path: Path, out: Path | None) -> dict[str, Any]:
@@ -95,7 +102,8 @@ def score_instructions(planner: Planner, path: Path, out: Path | None) -> dict[s
 
 def _rate(hits: Sequence[bool]) -> dict[str, Any]:
     rate = Rate(sum(hits), len(hits))
-    return {"k": rate.k, "n": rate.n, "pc": round(rate.percent, 1), "wilson95": rate.wilson95}
+    percent = None if rate.percent is None else round(rate.percent, 1)
+    return {"k": rate.k, "n": rate.n, "pc": percent, "wilson95": rate.wilson95}
 
 
 @torch.no_grad()
@@ -112,7 +120,8 @@ def score_verdicts(
         subgoal = episode.meta.plan.subgoals[index]
         said.append(planner.judge_tokens(tokens, subgoal).status)
         true.append(verdict_of(episode, index, step)[0])
-    scores: dict[str, Any] = {"verdict_right": _rate([s == t for s, t in zip(said, true, strict=True)])}
+    right = [s == t for s, t in zip(said, true, strict=True)]
+    scores: dict[str, Any] = {"verdict_right": _rate(right)}
     for status, score in verdict_scores(true, said).items():
         figures = {"precision": score.precision, "recall": score.recall, "f1": score.f1}
         scores[f"verdict_{status}"] = {k: round(v or 0.0, 3) for k, v in figures.items()}

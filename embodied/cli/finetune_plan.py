@@ -36,7 +36,7 @@ class Speech(nn.Module):
             name = "task" if turns.vision is None else f"clip{turns.vision.shape[2]}"
             losses[name] = self._turns_loss(turns)
         total = torch.stack(list(losses.values())).sum()
-        return total, {name: float(value) for name, value in losses.items()}
+        return total, {name: float(value.detach()) for name, value in losses.items()}
 
     def _turns_loss(self, turns: Turns) -> Tensor:
         planner = self._planner[0]

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +43,8 @@ class RecordOptions:
         image_size: pixels of the square pictures.
         horizon: control steps after which an episode is given up.
         workers: processes; the machine's cores when 0.
+        model, policy: a planner and a policy that act while the expert labels what it would have
+            done (DAgger, arXiv 1011.0686); the expert itself acts when not given.
     """
 
     env: str
@@ -54,10 +57,14 @@ class RecordOptions:
     image_size: int = 224
     horizon: int = 250
     workers: int = 0
+    model: Path | None = None
+    policy: Path | None = None
 
 
 class ExpertActor:
     """The scripted expert behind the loop's protocol."""
+
+    recovers = True
 
     def __init__(self, env: Any, seed: int, options: RecordOptions) -> None:
         self._env, self._options = env, options
@@ -79,6 +86,7 @@ class ExpertActor:
             burst_rate=self._options.noise,
             fault=self.tag,  # type: ignore[arg-type]
             fault_step=int(self._rng.integers(*_FAULT_STEPS)),
+            recover=self.recovers,
         )
         pixels = self._env.labels()["pixels"]
         camera = self._env.cameras[0]
@@ -103,6 +111,47 @@ class ExpertActor:
         return {"tag": self.tag, "fault_step": self._expert.fault_step}
 
 
+class CorrectedActor(ExpertActor):
+    """A trained policy acts, told the true sub-goal; the expert labels every step."""
+
+    recovers = False
+
+    def __init__(self, env: Any, seed: int, options: RecordOptions) -> None:
+        super().__init__(env, seed, options)
+        self.tag = "none"
+        self._controller = _load_controller(options)
+
+    def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
+        self._subgoals, self._index = vocabulary.subgoals, -1
+        return super().begin(observation, instruction, vocabulary)
+
+    def act(self, observation: Observation) -> Decision:
+        if self._index != self._env.tracker.index:
+            self._index = self._env.tracker.index
+            self._controller.begin(self._subgoals[self._index])
+        executed = self._controller.act(observation).action
+        label, _ = self._expert.act()
+        return Decision(np.clip(executed, -1, 1), label=label)
+
+    def report(self) -> dict[str, Any]:
+        return {**super().report(), "acted": str(self._options.policy)}
+
+
+@cache
+def _load_controller(options: RecordOptions) -> Any:
+    import torch
+
+    from embodied.agent.controller import Controller
+    from embodied.cli.assemble import load_policy
+    from embodied.model.planner import Planner
+
+    assert options.model is not None and options.policy is not None
+    torch.set_num_threads(1)
+    planner = Planner.load(options.model)
+    policy, former, config = load_policy(options.policy, planner)
+    return Controller(planner, former, policy, config["agent"]["execute"])
+
+
 _env: Any = None  # a worker's environment, kept between its episodes of one task
 
 
@@ -122,7 +171,8 @@ def record_episode(env_id: str, seed: int, options: RecordOptions) -> Episode:
     from sims import language
 
     env = _make(env_id, options)
-    actor = ExpertActor(env, seed, options)
+    kind = ExpertActor if options.policy is None else CorrectedActor
+    actor = kind(env, seed, options)
     said = [s for ways in language.instructions()[env.task].values() for s in ways]
     instruction = str(np.random.default_rng([seed, 2]).choice(said))
     return run_episode(

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 
 import policies
-from embodied.cli.assemble import SHIPPED, save_policy
+from embodied.cli.assemble import SHIPPED, load_policy, save_policy
 from embodied.cli.finetune import AGENT, load_datasets, print_trained, said_by_task
 from embodied.cli.finetune import state_statistics as statistics_of
-from embodied.egocot.dataset import AlignmentSampler, Recorded
+from embodied.egocot.dataset import AlignmentSampler, Recorded, is_imitable
 from embodied.model.alignment import Alignment
+from embodied.model.former import EmbodiedFormer
 from embodied.model.planner import Planner
 from embodied.train import TrainOptions, train
 
@@ -31,6 +32,7 @@ class TrainPolicyOptions:
         output_dir: where the log, the state to resume from and the policy go.
         model: the planner whose vision encoder and Embodied-former are used; the shipped one.
         policy: the kind of policy network.
+        init: a trained policy to go on from; a fresh one when not given.
         n_demos: successful demonstrations per task, in the data set's order; all when 0.
         train_former: whether a copy of the Embodied-former is trained along, and saved beside.
         horizon: actions in a chunk.
@@ -45,6 +47,7 @@ class TrainPolicyOptions:
     output_dir: Path
     model: Path = SHIPPED / "planner"
     policy: Literal["mlp"] = "mlp"
+    init: Path | None = None
     n_demos: int = 0
     train_former: bool = True
     horizon: int = 8
@@ -63,12 +66,34 @@ def choose_demos(episodes: list[Recorded], n_demos: int) -> list[Recorded]:
     """
     chosen: dict[str, list[Recorded]] = {}
     for episode in episodes:
-        if episode.meta.success:
+        if is_imitable(episode.meta):
             chosen.setdefault(episode.meta.task, []).append(episode)
     few = {task: len(found) for task, found in chosen.items() if len(found) < n_demos}
     if few or not chosen:
         raise ValueError(f"{n_demos} successful demonstrations a task were asked for, got {few}")
     return [e for found in chosen.values() for e in found[: n_demos or None]]
+
+
+def _start(
+    options: TrainPolicyOptions, planner: Planner, demos: list[Recorded]
+) -> tuple[Any, EmbodiedFormer]:
+    """The policy and its own copy of the former, as training finds them."""
+    config = planner.config
+    if options.init is not None:
+        policy, former, _ = load_policy(options.init, planner)
+    else:
+        former = planner.former
+        policy = policies.make(
+            options.policy,
+            n_queries=config.former.n_queries,
+            width=config.former.width,
+            global_width=config.global_width,
+            state_size=demos[0].state.shape[1],
+            action_size=demos[0].action.shape[1],
+            horizon=options.horizon,
+        )
+        policy.set_state_statistics(*statistics_of(demos))
+    return policy, copy.deepcopy(former).requires_grad_(options.train_former)
 
 
 def train_policy(options: TrainPolicyOptions) -> int:
@@ -79,24 +104,14 @@ def train_policy(options: TrainPolicyOptions) -> int:
     found = load_datasets(planner, options.dataset, options.features_dir)
     demos = choose_demos(found, options.n_demos)
     print(f"{len(demos)} demonstrations", file=sys.stderr)
-    former = copy.deepcopy(planner.former).requires_grad_(options.train_former)
-    policy = policies.make(
-        options.policy,
-        n_queries=config.former.n_queries,
-        width=config.former.width,
-        global_width=config.global_width,
-        state_size=demos[0].state.shape[1],
-        action_size=demos[0].action.shape[1],
-        horizon=options.horizon,
-    )
-    policy.set_state_statistics(*statistics_of(demos))
+    policy, former = _start(options, planner, demos)
     module = Alignment(former, policy, planner.embed_texts, len(config.cameras))
     print_trained(module)
     sampler = AlignmentSampler(
         demos,
         demos,
         said_by_task(),
-        options.horizon,
+        policy.horizon,
         sizes=(options.batch_size, 0, 0),
         seed=options.seed,
     )

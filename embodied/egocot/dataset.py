@@ -59,6 +59,11 @@ class Recorded:
         return index < current or (index == current and bool(self.done[step]))
 
 
+def is_imitable(meta: EpisodeMeta) -> bool:
+    """Whether the recorded actions are worth imitating: a success, or an expert's corrections."""
+    return meta.success or "acted" in meta.info
+
+
 def load_recorded(reader: DatasetReader, cache: FeatureCache) -> list[Recorded]:
     """Every episode of a data set, beside its cached features."""
     return [_load_one(reader, cache, i) for i in range(len(reader))]
@@ -149,7 +154,7 @@ class AlignmentSampler:
     """Batches by step number for training the Embodied-former with the policy.
 
     Args:
-        act_on: episodes to imitate; failures among them are left out.
+        act_on: episodes to imitate; those that are no example are left out.
         look_at: episodes to ground plans and verdicts in.
         instructions: task → ways to say it.
         horizon: H, actions in a chunk.
@@ -165,7 +170,7 @@ class AlignmentSampler:
         sizes: tuple[int, int, int] = (48, 12, 16),
         seed: int = 0,
     ) -> None:
-        self._act_on = [e for e in act_on if e.meta.success]
+        self._act_on = [e for e in act_on if is_imitable(e.meta)]
         if not self._act_on:
             raise ValueError("no successful episode to imitate among those given")
         self._look_at = list(look_at)

@@ -108,7 +108,7 @@ class Alignment(nn.Module):
             logits = self.verdicts(looked[-1][0])
             total = total + w.verdict * F.cross_entropy(logits, batch.judge.verdict)
             figures["verdict_acc"] = logits.argmax(1).eq(batch.judge.verdict).float().mean()
-        return total, {name: float(value) for name, value in figures.items()}
+        return total, {name: float(value.detach()) for name, value in figures.items()}
 
     def _control_loss(self, queries: Tensor, batch: FormerBatch) -> tuple[Tensor, Tensor]:
         assert batch.actions is not None and batch.valid is not None and batch.done is not None

@@ -74,7 +74,8 @@ class GrammarDecoder:
             grammar: in llguidance's Lark form.
 
         Raises:
-            DecodingError: NaN or infinite logits, or no end within `max_tokens`.
+            DecodingError: NaN or infinite logits, no end within `max_tokens`, or a grammar that
+                turned out too hard to follow.
         """
         matcher = LLMatcher(self._grammar_tokenizer, LLMatcher.grammar_from_lark(grammar))
         if matcher.is_error():
@@ -90,6 +91,8 @@ class GrammarDecoder:
                 forced = [self._choose(logits, mask, logprobs)]
             matcher.consume_tokens(forced)
             tokens += forced
+            if matcher.is_error():
+                raise DecodingError(f"the grammar cannot be followed: {matcher.get_error()}")
             if matcher.is_stopped():
                 return Decoded(self._text(tokens), sum(logprobs) / max(1, len(logprobs)))
             logits, cache = self._feed(forced, cache)

@@ -35,6 +35,8 @@ class MetaWorldExpert:
             thing is put elsewhere while the hand works on it (the expert then recovers);
             "missed": the hand goes for a place beside the thing.
         fault_step: when it goes wrong.
+        recover: whether to let go and rise when nothing moves; turn it off when another policy
+            acts and stands still of its own accord.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class MetaWorldExpert:
         burst_rate: float = 0.0,
         fault: Fault = "none",
         fault_step: int = 0,
+        recover: bool = True,
     ) -> None:
         self._env = env
         self._policy: Any = ENV_POLICY_MAP[f"{env.task}-v3"]()  # type: ignore[abstract]
@@ -56,6 +59,7 @@ class MetaWorldExpert:
         self._burst_left = 0
         self.fault: Fault = fault
         self.fault_step = fault_step
+        self._recover = recover
         angle = rng.uniform(0, 2 * np.pi)
         self._miss = rng.uniform(0.08, 0.14) * np.array([np.cos(angle), np.sin(angle), 0.0])
         self._step = 0
@@ -86,7 +90,7 @@ class MetaWorldExpert:
 
     def _is_stuck(self) -> bool:
         """Whether neither the hand nor the thing has moved for a while."""
-        if self.fault in ("stopped", "missed"):
+        if not self._recover or self.fault in ("stopped", "missed"):
             return False
         self._trail.append(self._env.raw_obs[:7].copy())
         recent = np.stack(self._trail[-_STALL_STEPS:])

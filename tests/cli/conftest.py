@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -27,15 +27,6 @@ class FakeRoute:
 class FakePlanner:
     """Knows drawers only."""
 
-    def route(self, instruction: str, catalogue: Mapping[str, Vocabulary]) -> FakeRoute:
-        env_id = "metaworld/drawer-open-v3"
-        assert env_id in catalogue
-        if "drawer" in instruction:
-            return FakeRoute(env_id, catalogue[env_id].tasks)
-        nearest = ("drawer-open", "drawer-close", "door-open")
-        reason = f"no scene offers '{instruction}'; the nearest are {', '.join(nearest)}"
-        return FakeRoute(None, refused=reason, nearest=nearest)
-
     def plan(
         self,
         observation: Observation,
@@ -56,6 +47,14 @@ class FakeAgent:
     planner: FakePlanner = field(default_factory=FakePlanner)
     trouble: Callable[[], Any] | None = None
     n_acts: int = 0
+
+    def route(self, instruction: str, env_id: str | None = None) -> FakeRoute:
+        env_id = env_id or "metaworld/drawer-open-v3"
+        if "drawer" in instruction and "drawer" in env_id:
+            return FakeRoute(env_id)
+        nearest = ("drawer-open", "drawer-close", "door-open")
+        reason = f"no scene offers '{instruction}'; the nearest are {', '.join(nearest)}"
+        return FakeRoute(None, refused=reason, nearest=nearest)
 
     def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
         self.n_acts = 0

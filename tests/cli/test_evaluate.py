@@ -133,12 +133,23 @@ def test_agent_s_report_is_kept(
 
 @pytest.mark.parametrize("ablate", get_args(Ablation))
 def test_tiny_agent_is_evaluated(
-    ablate: str, tiny_weights: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ablate: str,
+    tiny_weights: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    """Saved, loaded, planned, acted, judged; untrained, so it is led past its refusals."""
+    from embodied.agent.agent import Agent
+    from embodied.model.planner import Route
+
+    accepted = Route(DRAWER, ("drawer-open",), None, (), 1.0)
+    monkeypatch.setattr(Agent, "route", lambda *_: accepted)
     argv = ["--env", DRAWER, "--n_episodes", "1", "--horizon", "12", "--ablate", ablate]
     assert evaluate(tmp_path, *argv, *tiny_weights, "--n_videos", "0") == 0
     episode = told(capfd)["per_task"][0]["per_episode"][0]
-    assert episode["refused"] or episode["n_steps"] == 12
+    assert (episode["outcome"], episode["n_steps"]) == ("failure", 12)
+    assert episode["plan"]
 
 
 def test_paraphrases_are_drawn_by_the_seed() -> None:

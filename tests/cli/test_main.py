@@ -453,7 +453,7 @@ def test_dataset_with_missing_files(
 def test_tiny_agent_plans_and_acts(
     tiny_weights: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Saved, loaded, told, planned, acted, judged; untrained, so it may also refuse."""
+    """Told in words, in any scene; untrained, so it may also refuse."""
     argv = ["run", "open the drawer", *tiny_weights, "--output_dir", str(tmp_path), "--json"]
     status = main([*argv, "--horizon", "40"])
     out, err = capfd.readouterr()

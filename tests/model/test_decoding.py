@@ -154,8 +154,13 @@ def test_damaged_weights_are_noticed(planner: Planner, bad: float) -> None:
 
 
 def test_no_end_in_sight(decoder: GrammarDecoder) -> None:
-    with pytest.raises(DecodingError, match="no end within 4 tokens: 'aaaa"):
-        decoder.decode(None, PROMPT, 'start: "a" start', max_tokens=4)
+    with pytest.raises(DecodingError, match=r"no end within 4 tokens: '\w{4}"):
+        decoder.decode(None, PROMPT, "start: /[a-z]{300}/", max_tokens=4)
+
+
+def test_a_grammar_that_breaks_off_is_no_end(decoder: GrammarDecoder) -> None:
+    with pytest.raises(DecodingError, match="grammar cannot be followed: .*[Tt]oo many"):
+        decoder.decode(None, PROMPT, 'start: "a" start')
 
 
 def test_grammar_that_does_not_compile(decoder: GrammarDecoder) -> None:

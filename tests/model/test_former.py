@@ -1,4 +1,4 @@
-"""The Embodied-former against attention written out by hand, and what must not change its answer."""
+"""The Embodied-former against attention written out by hand, and what must not change it."""
 
 from __future__ import annotations
 

@@ -167,7 +167,9 @@ def test_gradients_reach_the_adapter_and_nothing_else(
 def test_lora_is_on_every_linear_layer_but_the_head(small_llama: Make) -> None:
     names = adapter_tensors(add_adapter(small_llama(), LORA))
     layers = {n.split(".layers.")[1].rpartition(".lora_")[0] for n in names}
-    kinds = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
+    kinds = [f"self_attn.{x}_proj" for x in "qkvo"] + [
+        f"mlp.{x}_proj" for x in ("gate", "up", "down")
+    ]
     assert layers == {f"{i}.{kind}" for i in range(2) for kind in kinds}
     some = add_adapter(small_llama(), AdapterConfig(targets=("q_proj", "v_proj")))
     assert len(adapter_tensors(some)) == 2 * 2 * 2
@@ -202,7 +204,9 @@ def test_full_weights_round_trip(small_llama: Make) -> None:
     full, other = (add_adapter(small_llama(), AdapterConfig(kind="full")) for _ in range(2))
     _shake(full)
     load_adapter_tensors(other, adapter_tensors(full))
-    assert all(torch.equal(a, b) for a, b in zip(full.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(full.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_backbone_is_found_inside_every_wrapper(small_llama: Make) -> None:

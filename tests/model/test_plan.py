@@ -95,12 +95,15 @@ def test_the_gripper_is_always_grounded_and_last() -> None:
         (f"{THOUGHT}\nreach(drawer handle)", "line 2: expected '1. verb(noun)', got 'reach("),
         (f"{THOUGHT}\n2. reach(drawer handle)", "line 2: expected '1. verb(noun)', got '2. "),
         (f"{THOUGHT}\n1. reach(drawer handle)\n\n2. x(y)", "line 3: expected '2. verb(noun)'"),
-        (f"{THOUGHT}\n1. reach drawer", "line 2: expected a sub-goal like .* got 'reach drawer'"),
-        (f"{THOUGHT}\n1. reach()", r"line 2: a sub-goal is verb\(noun"),
-        (f"{THOUGHT}\n1. reach(a, b, c)", r"line 2: a sub-goal is verb\(noun"),
+        (
+            f"{THOUGHT}\n1. reach drawer",
+            "line 2: expected a sub-goal like 'pull(drawer handle)', got",
+        ),
+        (f"{THOUGHT}\n1. reach()", "line 2: a sub-goal is verb(noun[, noun]), got 'reach' ('',)"),
+        (f"{THOUGHT}\n1. reach(a, b, c)", "line 2: a sub-goal is verb(noun[, noun]), got"),
         (
             f"{THOUGHT}\n1. reach(drawer handle)\n2. push(drawer handle)",
-            r"line 3: the scene cannot push\(drawer handle\); it offers reach\(drawer handle\), p",
+            "line 3: the scene cannot push(drawer handle); it offers reach(drawer handle), pull(",
         ),
         (
             f"{THOUGHT}\n{steps_text(DRAWER.subgoals[:1] * 13)}",
@@ -109,9 +112,9 @@ def test_the_gripper_is_always_grounded_and_last() -> None:
     ],
 )
 def test_errors_name_the_line(text: str, message: str) -> None:
-    with pytest.raises(PlanError, match=message) as caught:
+    with pytest.raises(PlanError) as caught:
         parse_plan(text, "", DRAWER)
-    assert "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 # --- the grammar -----------------------------------------------------------------------------
@@ -178,7 +181,7 @@ def test_what_is_taught_is_within_the_grammar(
 @SCENES
 def test_the_longest_plan_ends_within_the_decoders_budget(env_id: str, tokenizer: Any) -> None:
     vocabulary = CATALOGUE[env_id]
-    places = {noun: (0.999, 0.999) for noun in grounded_nouns(vocabulary)}
+    places = dict.fromkeys(grounded_nouns(vocabulary), (0.999, 0.999))
     longest = max(vocabulary.subgoals, key=lambda s: len(tokenizer(s.text).input_ids))
     steps = [longest] * min(MAX_STEPS, 2 * len(vocabulary.subgoals) + 1)
     text = f"{thought_text(places)}\n{steps_text(steps)}"

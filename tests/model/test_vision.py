@@ -27,7 +27,9 @@ def encoder() -> VisionEncoder:
     return _encoder(TINY)
 
 
-@pytest.mark.parametrize(("name", "size", "n", "width"), [(TINY, 64, 16, 192), (REAL, 112, 64, 384)])
+@pytest.mark.parametrize(
+    ("name", "size", "n", "width"), [(TINY, 64, 16, 192), (REAL, 112, 64, 384)]
+)
 def test_two_equal_frames_give_the_images_tokens(name: str, size: int, n: int, width: int) -> None:
     encoder, pixels = _encoder(name), _pixels(2, size)
     image = encoder.images(pixels)
