@@ -45,6 +45,7 @@ class FinetuneOptions:
         horizon: actions in a chunk.
         features_dir: where frozen features are cached.
         seed: of initial weights and batches.
+        save_every: steps between saved states.
         threads: CPU threads; torch's own choice when 0.
     """
 
@@ -58,6 +59,7 @@ class FinetuneOptions:
     horizon: int = 8
     features_dir: Path = Path("outputs/features")
     seed: int = 0
+    save_every: int = 100
     threads: int = 0
 
 
@@ -134,5 +136,6 @@ def _train_options(options: FinetuneOptions) -> TrainOptions:
         output_dir=options.output_dir,
         steps=options.steps,
         learning_rate=options.learning_rate,
+        save_every=options.save_every,
         seed=options.seed,
     )

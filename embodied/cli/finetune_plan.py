@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from embodied.cli.finetune import FinetuneOptions
 
 _WORDS_ONLY = (16, 0, 0)
-_ALL = (6, 5, 8)
+_ALL = (4, 4, 8)
 
 
 class Speech(nn.Module):

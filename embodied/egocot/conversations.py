@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embodied.agent.memory import lesson
 from embodied.egocot.dataset import Recorded, clip_tokens, draw_verdict, group_by_task, verdict_of
-from embodied.model.features import IMAGE_EVERY
+from embodied.model.features import IMAGE_EVERY, n_images
 from embodied.model.llm import chat
 from embodied.model.plan import REASONS, REFUSE, grounded_nouns, steps_text, thought_text
 from embodied.model.planner import (
@@ -124,7 +124,7 @@ class ConversationSampler:
         """The first moment half of the time, else any."""
         if rng.random() < 0.5:
             return 0
-        return int(rng.integers(episode.span.length // IMAGE_EVERY)) * IMAGE_EVERY
+        return int(rng.integers(n_images(episode.span.length))) * IMAGE_EVERY
 
     @staticmethod
     def _start_from(rng: np.random.Generator, episode: Recorded, step: int) -> tuple[int, str]:

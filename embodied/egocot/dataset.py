@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from embodied.episodes import DatasetReader, EpisodeMeta
-from embodied.model.features import IMAGE_EVERY, TUBELET_EVERY, EpisodeSpan, FeatureCache
+from embodied.model.features import (
+    IMAGE_EVERY,
+    TUBELET_EVERY,
+    EpisodeSpan,
+    FeatureCache,
+    n_images,
+)
 from embodied.model.plan import GRIPPER, REASONS
 from embodied.model.planner import CONTROL_TEXT, JUDGE_TEXT, PLAN_TEXT
 from embodied.types import STATUSES, Status, Subgoal
@@ -176,7 +182,8 @@ class AlignmentSampler:
         self._look_at = list(look_at)
         self._instructions, self._horizon = instructions, horizon
         self._sizes, self._seed = sizes, seed
-        self._by_task = group_by_task(self._act_on)
+        lengths = np.array([e.span.length for e in self._act_on], float)
+        self._share = lengths / lengths.sum()
         self._all_by_task = group_by_task(self._look_at)
 
     def __call__(self, step: int) -> AlignmentBatch:
@@ -191,8 +198,8 @@ class AlignmentSampler:
     def _control(self, rng: np.random.Generator, size: int) -> FormerBatch:
         rows = []
         for _ in range(size):
-            episode = _draw(rng, self._by_task)
-            step = int(rng.integers(0, episode.span.length // IMAGE_EVERY)) * IMAGE_EVERY
+            episode = self._act_on[int(rng.choice(len(self._act_on), p=self._share))]
+            step = int(rng.integers(n_images(episode.span.length))) * IMAGE_EVERY
             rows.append((episode, step, self._working_on(rng, episode, step)))
         chunks = [_chunk(e.action, step, self._horizon) for e, step, _ in rows]
         subgoals = [e.meta.plan.subgoals[g] for e, _, g in rows]
@@ -220,7 +227,7 @@ class AlignmentSampler:
         rows = []
         for _ in range(size):
             episode = _draw(rng, self._all_by_task)
-            step = int(rng.integers(0, episode.span.length // IMAGE_EVERY)) * IMAGE_EVERY
+            step = int(rng.integers(n_images(episode.span.length))) * IMAGE_EVERY
             rows.append((episode, step))
         said = [str(rng.choice(self._instructions[e.meta.task])) for e, _ in rows]
         nouns = [nouns_at_hand(e.meta.plan.subgoals[-1]) for e, _ in rows]

@@ -7,8 +7,9 @@ everything (`full`), or nothing (`none`). Visual tokens are spliced in front of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -97,21 +98,17 @@ def _prefix_in_float32(model: Any) -> Any:
     from peft.tuners.adaption_prompt.layer import AdaptedAttention
 
     for module in model.modules():
-        if isinstance(module, AdaptedAttention):
-            half = module.adaption_prompt.dtype
+        if isinstance(module, AdaptedAttention) and module.adaption_prompt.dtype != torch.float32:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.float()
-            if half != torch.float32:
-                module.forward = _autocast(module.forward, half)  # type: ignore[method-assign]
+            module.forward = MethodType(_in_half, module)  # type: ignore[method-assign]
     return model
 
 
-def _autocast(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
-    def in_half(**inputs: Any) -> Any:
-        with torch.autocast(inputs["hidden_states"].device.type, dtype):
-            return forward(**inputs)
-
-    return in_half
+def _in_half(module: Any, **inputs: Any) -> Any:
+    """`AdaptedAttention.forward`, computed in the dtype of the attention that it wraps."""
+    with torch.autocast(inputs["hidden_states"].device.type, module.model.q_proj.weight.dtype):
+        return type(module).forward(module, **inputs)
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:

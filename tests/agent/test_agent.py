@@ -121,7 +121,7 @@ class Setting:
 
     def observation(self) -> Observation:
         """Pictures whose brightness is the step's number."""
-        picture = np.full((8, 8, 3), self.n_steps, np.uint8)
+        picture = np.full((8, 8, 3), self.n_steps % 256, np.uint8)
         state = np.full(4, 0.0 if self.still else 0.1 * self.n_steps, np.float32)
         return Observation({"workspace": picture, "wrist": picture}, state)
 

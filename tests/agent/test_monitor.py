@@ -134,7 +134,7 @@ def test_no_more_than_eight_plans_an_episode() -> None:
     subgoals = [Subgoal("reach", (f"thing {i}",)) for i in range(5)]
     said = [_say(monitor, "failed", at=s) for s in subgoals for _ in range(6)]
     assert said.count("replan") == monitor.n_replans == OPTIONS.replans_per_episode == 8
-    assert said[:18] == ["retry", "replan"] * 9 or said[16:] == ["go on"] * 14
+    assert said == ["retry", "replan"] * 8 + ["go on"] * 14
 
 
 def test_stalling_twice_in_one_sub_goal_counts_as_failed() -> None:

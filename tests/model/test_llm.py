@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,8 +78,10 @@ def test_a_fresh_adapter_changes_nothing(
     adapted = add_adapter(small_llama().to(dtype), config)
     assert torch.equal(adapted(input_ids=ids).logits, base)
     assert {p.dtype for p in trained_parameters(adapted)} == {torch.float32}
+    copied = copy.deepcopy(adapted)
     _shake(adapted)
     assert not torch.equal(adapted(input_ids=ids).logits, base)
+    assert torch.equal(copied(input_ids=ids).logits, base)
 
 
 @BOTH

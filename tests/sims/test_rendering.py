@@ -229,5 +229,5 @@ def test_without_any_gl_back_end_the_error_names_the_packages(
     no_choice_yet: pytest.MonkeyPatch,
 ) -> None:
     no_choice_yet.setattr(rendering, "probe_gl_backend", lambda _: False)
-    with pytest.raises(RuntimeError, match=r"tried egl, osmesa, glfw.*apt-get install libegl1"):
+    with pytest.raises(OSError, match=r"tried egl, osmesa, glfw.*apt-get install libegl1"):
         rendering.select_gl_backend()
