@@ -108,14 +108,11 @@ def plan_grammar(vocabulary: Vocabulary) -> str:
     Steps are enumerated (no free numbers), and white space is fixed.
     """
     nouns = grounded_nouns(vocabulary)
-    places = [f"{_quote(f'{noun} at (')} NUM {_quote(', ')} NUM {_quote(')')}" for noun in nouns]
-    chain = places[-1]
-    for place in reversed(places[:-1]):
-        chain = f"{place} {_quote(', ')} {chain}"
     actions = " | ".join(_quote(s.text) for s in vocabulary.subgoals)
     n_steps = min(MAX_STEPS, 2 * len(vocabulary.subgoals) + 1)
     rules = [
-        f'start: "Thought: " {chain} "." step1',
+        'start: "Thought: " (from1 | "nothing in view") "." step1',
+        *_place_rules(nouns),
         f"action: {actions}",
         "NUM: /[0-9]{1,3}/",
     ]
@@ -123,6 +120,16 @@ def plan_grammar(vocabulary: Vocabulary) -> str:
         more = f" step{i + 1}?" if i < n_steps else ""
         rules.append(f"step{i}: {_quote(f'{chr(10)}{i}. ')} action{more}")
     return "\n".join(rules)
+
+
+def _place_rules(nouns: Sequence[str]) -> list[str]:
+    """Places of the nouns in their order; what is out of view is left out."""
+    rules = []
+    for i, noun in enumerate(nouns, 1):
+        place = f"{_quote(f'{noun} at (')} NUM {_quote(', ')} NUM {_quote(')')}"
+        more = f' (", " from{i + 1})? | from{i + 1}' if i < len(nouns) else ""
+        rules.append(f"from{i}: {place}{more}")
+    return rules
 
 
 def choice_grammar(options: Sequence[str]) -> str:

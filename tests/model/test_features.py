@@ -92,13 +92,13 @@ def test_cached_tokens_are_the_planners_own(planner: Planner, cache: FeatureCach
         for step in range(len(video)):
             at = step - step % 2
             expected = planner.see(frames[:, :, at : at + 1])[0, :, 0]
-            got = torch.from_numpy(cache.images[cache.spans[i].image(step)]).float()
+            got = torch.from_numpy(cache.images[cache.spans[i].image(step)].astype(np.float32))
             torch.testing.assert_close(got, expected, atol=5e-3, rtol=2e-3)
         for row, (a, b) in zip(
             range(cache.spans[i].first_tubelet, 99), _pairs(len(video)), strict=False
         ):
             expected = planner.see(frames[:, :, [a, b]])[0, :, 0]
-            got = torch.from_numpy(cache.tubelets[row]).float()
+            got = torch.from_numpy(cache.tubelets[row].astype(np.float32))
             torch.testing.assert_close(got, expected, atol=5e-3, rtol=2e-3)
 
 

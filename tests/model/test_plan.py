@@ -151,7 +151,7 @@ def test_random_walks_are_plans(env_id: str, words: LLTokenizer, tokenizer: Any)
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     plan = parse_plan(text, "", vocabulary)
     assert plan.text == text
-    assert set(parse_thought(plan.thought)) == set(grounded_nouns(vocabulary))
+    assert set(parse_thought(plan.thought)) <= set(grounded_nouns(vocabulary))
 
 
 def test_random_walks_differ_in_length_and_order(words: LLTokenizer, tokenizer: Any) -> None:
