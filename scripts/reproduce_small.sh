@@ -24,7 +24,7 @@ $embodied finetune --stage align --dataset "$data/mt10" --look_at "$data/mt50" -
 # 3. the language model: which task the words mean, then plans and verdicts from what is seen
 $embodied finetune --stage words --model "$out/align/planner" --steps 500 --output_dir "$out/words"
 $embodied finetune --stage plan --model "$out/words/planner" --dataset "$data/mt10" \
-  --look_at "$data/mt50" --steps 240 --learning_rate 0.0003 --features_dir "$out/features" \
+  --look_at "$data/mt50" --steps 220 --learning_rate 0.0003 --features_dir "$out/features" \
   --output_dir "$out/plan"
 
 # 4. the policy again, on what the expert would have done where the policy went (DAgger)
