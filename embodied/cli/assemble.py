@@ -91,7 +91,7 @@ def load_agent(
     Raises:
         CheckpointError: a folder is missing or damaged.
     """
-    planner = Planner.load(model_dir or SHIPPED / "planner")
+    planner = Planner.load(model_dir or SHIPPED / "planner").for_inference()
     policy, former, config = load_policy(policy_dir or SHIPPED / "policy", planner)
     as_tuple = lambda v: tuple(v) if isinstance(v, list) else v  # noqa: E731
     settings: dict[str, Any] = {k: as_tuple(v) for k, v in config["agent"].items()}

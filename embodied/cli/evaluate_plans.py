@@ -61,7 +61,7 @@ def evaluate_plans(options: EvaluatePlansOptions) -> int:
 
 
 def _scores(options: EvaluatePlansOptions) -> dict[str, Any]:
-    planner = Planner.load(options.model)
+    planner = Planner.load(options.model).for_inference()
     scores: dict[str, Any] = {}
     if options.instructions:
         scores |= score_instructions(planner, options.instructions, options.output_dir)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from embodied.cli.finetune import FinetuneOptions
 
 _WORDS_ONLY = (16, 0, 0)
-_ALL = (4, 4, 8)
+_ALL = (16, 6, 8)
 
 
 class Speech(nn.Module):
@@ -28,13 +28,13 @@ class Speech(nn.Module):
         super().__init__()
         self._planner = [planner]  # in a list, so that the frozen towers are not its sub-modules
         self.mapping, self.llm = planner.mapping, planner.llm
+        llm_parts.use_plain_attention(planner.llm)
 
     def loss(self, batch: list[Turns]) -> tuple[Tensor, dict[str, float]]:
         """Mean cross-entropy of the answers, each kind of turn weighed the same."""
         losses = {}
         for turns in batch:
-            name = "task" if turns.vision is None else f"clip{turns.vision.shape[2]}"
-            losses[name] = self._turns_loss(turns)
+            losses[turns.kind] = self._turns_loss(turns)
         total = torch.stack(list(losses.values())).sum()
         return total, {name: float(value.detach()) for name, value in losses.items()}
 
@@ -47,7 +47,8 @@ class Speech(nn.Module):
                 text = text_states(planner.former, planner.embed_texts, turns.texts)
                 queries = planner.former(turns.vision, text)
             visual = self.mapping(queries)
-        return llm_parts.answer_loss(self.llm, visual, tokens)
+        with llm_parts.half_precision(self.llm):
+            return llm_parts.answer_loss(self.llm, visual, tokens)
 
 
 def finetune_plan(planner: Planner, options: FinetuneOptions) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,6 +38,9 @@ _AFTER = {
     "zh": ("吧", "，谢谢", "。", "！"),
 }
 
+_REFUSED = 0.3
+_POOL = 4
+
 
 def vary(rng: np.random.Generator, sentence: str) -> str:
     """The same request with small changes of form: case, closing mark, courtesies."""
@@ -52,6 +56,9 @@ def vary(rng: np.random.Generator, sentence: str) -> str:
     return sentence
 
 
+Kind = Literal["task", "plan", "verdict"]
+
+
 @dataclass(frozen=True)
 class Turns:
     """Prompts in chat form and their answers; with vision, also what the former sees and reads.
@@ -59,6 +66,7 @@ class Turns:
     `vision` is (B, cameras, T', N, W) and `texts` has B entries; None for words alone.
     """
 
+    kind: Kind
     prompts: list[str]
     answers: list[str]
     vision: Tensor | None = None
@@ -96,14 +104,20 @@ class ConversationSampler:
         return turns + ([self._verdicts(rng, n_verdict)] if n_verdict else [])
 
     def _tasks(self, rng: np.random.Generator, size: int) -> Turns:
-        rows = []
-        for _ in range(size):
-            if rng.random() < 0.3:
-                rows.append((str(rng.choice(self._refusals)), REFUSE))
-            else:
-                rows.append(self._requests[int(rng.integers(len(self._requests)))])
-        prompts = [chat(ROUTE_PROMPT.format(instruction=vary(rng, said))) for said, _ in rows]
-        return Turns(prompts, [answer for _, answer in rows])
+        """Requests of like length, so that little of the batch is padding."""
+        drawn = [self._request(rng) for _ in range(_POOL * size)]
+        drawn.sort(key=lambda row: len(row[0].encode()))
+        first = int(rng.integers(_POOL)) * size
+        rows = drawn[first : first + size]
+        prompts = [chat(ROUTE_PROMPT.format(instruction=said)) for said, _ in rows]
+        return Turns("task", prompts, [answer for _, answer in rows])
+
+    def _request(self, rng: np.random.Generator) -> tuple[str, str]:
+        """A way to ask for a task, or for what no scene offers, and the right answer."""
+        if rng.random() < _REFUSED:
+            return vary(rng, str(rng.choice(self._refusals))), REFUSE
+        said, task = self._requests[int(rng.integers(len(self._requests)))]
+        return vary(rng, said), task
 
     def _plans(self, rng: np.random.Generator, size: int) -> Turns:
         prompts, answers, tokens, texts = [], [], [], []
@@ -117,7 +131,7 @@ class ConversationSampler:
             answers.append(_plan_answer(episode, step, first))
             tokens.append(episode.cache.images[episode.span.image(step)][:, None])
             texts.append(PLAN_TEXT.format(said))
-        return Turns(prompts, answers, _stack(tokens), texts)
+        return Turns("plan", prompts, answers, _stack(tokens), texts)
 
     @staticmethod
     def _plan_step(rng: np.random.Generator, episode: Recorded) -> int:
@@ -140,6 +154,7 @@ class ConversationSampler:
         rows = [draw_verdict(rng, self._by_task) for _ in range(size)]
         subgoals = [e.meta.plan.subgoals[index].text for e, _, index in rows]
         return Turns(
+            "verdict",
             [chat(JUDGE_PROMPT.format(subgoal=s)) for s in subgoals],
             [": ".join(verdict_of(e, index, step)) for e, step, index in rows],
             _stack([clip_tokens(e, step) for e, step, _ in rows]),

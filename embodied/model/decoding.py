@@ -27,7 +27,12 @@ class DecodingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded text and the mean log-probability of its free tokens, under the grammar."""
+    """A decoded text.
+
+    Args:
+        text: what was said.
+        mean_logprob: of its free tokens, under the grammar.
+    """
 
     text: str
     mean_logprob: float
@@ -84,18 +89,22 @@ class GrammarDecoder:
         tokens: list[int] = []
         logprobs: list[float] = []
         logits, cache = self._start(visual, prompt)
+        n_fed = 0
         while len(tokens) < max_tokens:
-            forced = matcher.compute_ff_tokens()
-            if not forced:
+            new = matcher.compute_ff_tokens()  # what the grammar leaves no choice about
+            if not new:
+                if n_fed < len(tokens):
+                    logits, cache = self._feed(tokens[n_fed:], cache)
+                    n_fed = len(tokens)
                 fill_next_token_bitmask(matcher, mask)
-                forced = [self._choose(logits, mask, logprobs)]
-            matcher.consume_tokens(forced)
-            tokens += forced
+                new = [self._choose(logits, mask, logprobs)]
+            matcher.consume_tokens(new)
+            tokens += new
             if matcher.is_error():
                 raise DecodingError(f"the grammar cannot be followed: {matcher.get_error()}")
             if matcher.is_stopped():
-                return Decoded(self._text(tokens), sum(logprobs) / max(1, len(logprobs)))
-            logits, cache = self._feed(forced, cache)
+                mean_logprob = sum(logprobs) / max(1, len(logprobs))
+                return Decoded(self._text(tokens), mean_logprob)
         raise DecodingError(f"no end within {max_tokens} tokens: {self._text(tokens)!r}")
 
     def _text(self, tokens: list[int]) -> str:
@@ -110,42 +119,88 @@ class GrammarDecoder:
         return best
 
     @torch.no_grad()
-    def first_token_chances(
-        self, visual: Tensor | None, prompt: str, options: Sequence[str]
-    ) -> Tensor:
-        """How likely the answer begins as each option does, among them: (len(options),).
-
-        Raises:
-            ValueError: two options begin with the same token.
-        """
-        logits, _ = self._start(visual, prompt)
-        answers = self._tokenizer(list(options), add_special_tokens=False).input_ids
-        firsts = [ids[0] for ids in answers]
-        if len(set(firsts)) != len(firsts):
-            raise ValueError(f"the options {list(options)} do not differ in their first token")
-        return logits[firsts].softmax(0)
-
-    @torch.no_grad()
     def score(self, visual: Tensor | None, prompt: str, options: Sequence[str]) -> Tensor:
         """Log-probability of each option as the whole answer to `prompt`: (len(options),).
 
-        The prompt is read once; the options, closed by the end-of-turn token, share its cache.
+        The options, closed by the end-of-turn token, are laid out as a tree of shared beginnings,
+        so that one forward pass over the prompt and the tree's inner nodes scores them all.
         """
-        first_logits, cache = self._start(visual, prompt)
+        head = self._tokenizer(prompt, add_special_tokens=False).input_ids
         tails = self._tokenizer(list(options), add_special_tokens=False).input_ids
-        tails = [[*tail, self._tokenizer.eos_token_id] for tail in tails]
-        length = max(map(len, tails))
-        ids = torch.full((len(tails), length), self._tokenizer.eos_token_id)
-        real = torch.zeros(len(tails), length, dtype=torch.bool)
-        for i, tail in enumerate(tails):
-            ids[i, : len(tail)] = torch.tensor(tail)
-            real[i, : len(tail)] = True
-        cache.batch_repeat_interleave(len(tails))
-        out = self._model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
-        after = _checked(out.logits).log_softmax(-1)  # (options, length - 1, V)
-        first = first_logits.log_softmax(-1).expand(len(tails), 1, -1)
-        logprobs = torch.cat([first, after], dim=1).gather(2, ids[:, :, None]).squeeze(2)
-        return (logprobs * real).sum(1)
+        tree = TokenTree.of([[*tail, self._tokenizer.eos_token_id] for tail in tails])
+        words = word_embeddings(self._model, torch.tensor([[*head, *tree.tokens[1:]]]))
+        inputs = splice(visual, words.to(self._model.dtype))
+        n_read = inputs.shape[1] - len(tree.tokens) + 1
+        out = self._model(
+            inputs_embeds=inputs,
+            attention_mask=tree.mask(n_read, inputs.dtype),
+            position_ids=tree.positions(n_read),
+            logits_to_keep=len(tree.tokens),  # the prompt's last place is the root
+        )
+        return tree.path_sums(_checked(out.logits[0]).log_softmax(-1))
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Token sequences as a tree of shared beginnings; node 0 is the root, before any token.
+
+    Only nodes that something follows are kept; a sequence's last token is looked up at its parent.
+
+    Args:
+        tokens: of each node; the root's is meaningless.
+        parents: of each node; the root's is itself. A parent comes before its children.
+        paths: for each sequence, (node, next token) for every one of its tokens.
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    paths: list[list[tuple[int, int]]]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> TokenTree:
+        """The tree of `sequences`."""
+        tokens, parents, known = [-1], [0], {}
+        paths = []
+        for sequence in sequences:
+            node, path = 0, []
+            for i, token in enumerate(sequence):
+                path.append((node, token))
+                if i + 1 == len(sequence):
+                    break
+                if (node, token) not in known:
+                    known[node, token] = len(tokens)
+                    tokens.append(token)
+                    parents.append(node)
+                node = known[node, token]
+            paths.append(path)
+        return cls(tokens, parents, paths)
+
+    def _above(self) -> Tensor:
+        """(nodes, nodes), true where the second is the first or one of its ancestors."""
+        above = torch.eye(len(self.tokens), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            above[node] |= above[parent]
+        return above
+
+    def mask(self, n_read: int, dtype: torch.dtype) -> Tensor:
+        """Additive attention mask (1, 1, L, L) of `n_read` places and the tree after them.
+
+        The root is the last place read.
+        """
+        length = n_read + len(self.tokens) - 1
+        seen = torch.ones(length, length, dtype=torch.bool).tril()
+        seen[n_read - 1 :, n_read - 1 :] = self._above()
+        return torch.zeros(length, length, dtype=dtype).masked_fill(~seen, -math.inf)[None, None]
+
+    def positions(self, n_read: int) -> Tensor:
+        """Position of every place (1, L): siblings stand at the same one."""
+        depth = self._above().sum(1) - 1
+        return torch.cat([torch.arange(n_read - 1), n_read - 1 + depth])[None]
+
+    def path_sums(self, logprobs: Tensor) -> Tensor:
+        """Log-probabilities of what follows each node (nodes, V) → of each sequence."""
+        sums = [sum(logprobs[node, token] for node, token in path) for path in self.paths]
+        return torch.stack([torch.as_tensor(s) for s in sums])
 
 
 def _checked(logits: Tensor) -> Tensor:

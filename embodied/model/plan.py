@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from embodied.types import STATUSES, Plan, Subgoal, Vocabulary
+from embodied.types import STATUSES, Plan, Status, Subgoal, Verdict, Vocabulary
 
 GRID = 224
 MAX_STEPS = 12
@@ -132,11 +132,24 @@ def _place_rules(nouns: Sequence[str]) -> list[str]:
     return rules
 
 
-def choice_grammar(options: Sequence[str]) -> str:
-    """Exactly one of `options`."""
-    return "start: " + " | ".join(_quote(option) for option in options)
-
-
 def verdict_texts() -> list[str]:
     """Every verdict that can be spoken, `status: reason`."""
     return [f"{status}: {reason}" for status in STATUSES for reason in REASONS[status]]
+
+
+def likeliest_verdict(chances: Mapping[str, float]) -> Verdict:
+    """The status with the largest sum over its texts, for the likeliest of its reasons.
+
+    Args:
+        chances: text of `verdict_texts` → probability; they sum to one.
+    """
+    by_status = dict.fromkeys(STATUSES, 0.0)
+    for text, chance in chances.items():
+        by_status[_status_of(text)] += chance
+    status = max(STATUSES, key=by_status.__getitem__)
+    best = max((t for t in chances if _status_of(t) == status), key=chances.__getitem__)
+    return Verdict(status, best.partition(": ")[2], min(1.0, by_status[status]))
+
+
+def _status_of(text: str) -> Status:
+    return next(status for status in STATUSES if text.startswith(f"{status}:"))

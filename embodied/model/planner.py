@@ -23,9 +23,9 @@ from embodied.config import ModelConfig, from_dict, to_dict
 from embodied.model import llm as llm_parts
 from embodied.model.decoding import GrammarDecoder
 from embodied.model.former import EmbodiedFormer, TextState
-from embodied.model.plan import REASONS, REFUSE, choice_grammar, parse_plan, plan_grammar
+from embodied.model.plan import REFUSE, likeliest_verdict, parse_plan, plan_grammar, verdict_texts
 from embodied.model.vision import VisionEncoder
-from embodied.types import STATUSES, Observation, Plan, Subgoal, Verdict, Vocabulary
+from embodied.types import Observation, Plan, Subgoal, Verdict, Vocabulary
 from embodied.video import to_chw
 
 ROUTE_PROMPT = "Instruction: {instruction}\nWhich task is it?"
@@ -113,6 +113,11 @@ class Planner(nn.Module):
         planner = cls.build(from_dict(values["model"]))
         planner.load_trained(tensors)
         return planner.eval()
+
+    def for_inference(self) -> Planner:
+        """This planner, never to be trained again: the adapter is folded into the model."""
+        llm_parts.merge_adapter(self.llm)
+        return self.eval().requires_grad_(False)
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """The weights that are trained: former, mapping and adapter."""
@@ -255,15 +260,9 @@ class Planner(nn.Module):
         """The same from the clip's vision tokens (1, cameras, T', N, W)."""
         visual = self.visual_tokens(vision, JUDGE_TEXT.format(subgoal.text))
         prompt = llm_parts.chat(JUDGE_PROMPT.format(subgoal=subgoal.text))
-        chances = self.decoder.first_token_chances(visual, prompt, STATUSES)
-        best = int(chances.argmax())
-        status = STATUSES[best]
-        reason = REASONS[status][0]
-        if len(REASONS[status]) > 1:
-            options = [f"{status}: {reason}" for reason in REASONS[status]]
-            decoded = self.decoder.decode(visual, prompt, choice_grammar(options))
-            reason = decoded.text.partition(": ")[2]
-        return Verdict(status, reason, float(chances[best]))
+        texts = verdict_texts()
+        chances = self.decoder.score(visual, prompt, texts).softmax(0).tolist()
+        return likeliest_verdict(dict(zip(texts, chances, strict=True)))
 
 
 def shrink(pixels: Tensor, size: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +13,10 @@ from llguidance.hf import from_tokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from torch import Tensor
 
-from embodied.model.decoding import DecodingError, GrammarDecoder
+from embodied.model.decoding import DecodingError, GrammarDecoder, TokenTree
 from embodied.model.llm import chat
-from embodied.model.plan import choice_grammar, parse_plan, plan_grammar
+from embodied.model.plan import parse_plan, plan_grammar
 from embodied.model.planner import Planner
-from embodied.types import STATUSES
 from sims import scenes
 
 CATALOGUE = scenes.catalogue()
@@ -108,35 +106,20 @@ def test_scores_equal_one_option_at_a_time(planner: Planner, visual: Tensor | No
     torch.testing.assert_close(swapped.flip(0), scores, atol=1e-4, rtol=1e-5)
 
 
-@torch.no_grad()
-def test_first_token_chances(planner: Planner) -> None:
-    chances = planner.decoder.first_token_chances(_visual(), PROMPT, STATUSES)
-    ids = planner.tokenizer(PROMPT, return_tensors="pt").input_ids
-    inputs = torch.cat([_visual(), planner.llm.get_input_embeddings()(ids)], dim=1)
-    logits = planner.llm(inputs_embeds=inputs).logits[0, -1]
-    firsts = [planner.tokenizer(status).input_ids[0] for status in STATUSES]
-    torch.testing.assert_close(chances, logits[firsts].softmax(0), atol=1e-5, rtol=1e-4)
-    assert float(chances.sum()) == pytest.approx(1)
-
-
-def test_first_tokens_of_a_tokenizer_that_begins_every_text(planner: Planner) -> None:
-    """LLaMA's puts a token before every text unless it is told not to."""
-
-    class Beginning:
-        def __call__(self, text: Any, add_special_tokens: bool = True, **kwargs: Any) -> Any:
-            out = planner.tokenizer(text, add_special_tokens=False, **kwargs)
-            if add_special_tokens:
-                out["input_ids"] = [[1, *ids] for ids in out["input_ids"]]
-            return out
-
-    decoder = GrammarDecoder(planner.llm, Beginning())
-    got = decoder.first_token_chances(None, PROMPT, STATUSES)
-    assert torch.equal(got, planner.decoder.first_token_chances(None, PROMPT, STATUSES))
-
-
-def test_options_that_begin_alike(decoder: GrammarDecoder) -> None:
-    with pytest.raises(ValueError, match=r"\['done', 'done it'\] do not differ in their first tok"):
-        decoder.first_token_chances(None, PROMPT, ["done", "done it"])
+def test_a_tree_shares_what_is_alike() -> None:
+    tree = TokenTree.of([[1, 2, 3], [1, 2, 4], [5, 3], [1, 2, 3, 6]])
+    assert tree.tokens[1:] == [1, 2, 5, 3]  # the last tokens of whole sequences are not nodes
+    assert tree.parents == [0, 0, 1, 0, 2]
+    assert tree.positions(10).tolist() == [[*range(9), 9, 10, 11, 10, 12]]
+    seen = (tree.mask(2, torch.float32)[0, 0] == 0).int().tolist()
+    assert seen == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 1, 1, 0, 1],
+    ]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -145,9 +128,8 @@ def test_damaged_weights_are_noticed(planner: Planner, bad: float) -> None:
     model.get_base_model().model.norm.weight.data[3] = bad
     decoder = GrammarDecoder(model, planner.tokenizer)
     for ask in (
-        lambda: decoder.decode(None, PROMPT, choice_grammar(["yes", "no"])),
+        lambda: decoder.decode(None, PROMPT, 'start: "yes" | "no"'),
         lambda: decoder.score(None, PROMPT, ["yes", "no"]),
-        lambda: decoder.first_token_chances(None, PROMPT, ["yes", "no"]),
     ):
         with pytest.raises(DecodingError, match="NaN or infinity; its weights are damaged"):
             ask()
