@@ -88,10 +88,26 @@ class Subgoal:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a scene offers: its tasks by name, and every sub-goal that can be carried out in it."""
+    """What a scene offers: its tasks by name, and every sub-goal that can be carried out in it.
+
+    Args:
+        tasks: by the environment's own names.
+        subgoals: of all tasks.
+        owners: the task that each sub-goal serves; every one the only task when empty.
+    """
 
     tasks: tuple[str, ...]
     subgoals: tuple[Subgoal, ...]
+    owners: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.tasks) > 1 and len(self.owners) != len(self.subgoals):
+            raise ValueError(
+                f"a scene of {len(self.tasks)} tasks says which one each of its "
+                f"{len(self.subgoals)} sub-goals serves, got {len(self.owners)} owners"
+            )
+        if unknown := set(self.owners) - set(self.tasks):
+            raise ValueError(f"owners {sorted(unknown)} are not among {list(self.tasks)}")
 
     @property
     def verbs(self) -> tuple[str, ...]:
@@ -100,6 +116,24 @@ class Vocabulary:
     @property
     def nouns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(noun for s in self.subgoals for noun in s.args))
+
+    def owner(self, subgoal: Subgoal) -> str:
+        """The task that `subgoal` serves. Raises ValueError when the scene does not offer it."""
+        index = self.subgoals.index(subgoal)
+        return self.owners[index] if self.owners else self.tasks[0]
+
+    def narrowed(self, tasks: Sequence[str]) -> Vocabulary:
+        """The part of it that serves `tasks`, in their order.
+
+        Raises:
+            ValueError: the scene does not offer one of them.
+        """
+        if unknown := [task for task in tasks if task not in self.tasks]:
+            raise ValueError(f"the scene offers {list(self.tasks)}, not {unknown}")
+        served = [(s, t) for t in tasks for s in self.subgoals if self.owner(s) == t]
+        return Vocabulary(
+            tuple(tasks), tuple(s for s, _ in served), tuple(task for _, task in served)
+        )
 
 
 @dataclass(frozen=True)

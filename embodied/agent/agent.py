@@ -20,7 +20,8 @@ from embodied.agent.memory import Memory
 from embodied.agent.monitor import Look, Monitor, MonitorOptions
 from embodied.agent.rollout import Decision
 from embodied.model.former import EmbodiedFormer
-from embodied.model.planner import Planner, Route, stack_cameras
+from embodied.model.planner import Planner, stack_cameras
+from embodied.model.routing import Route
 from embodied.types import Observation, Plan, Policy, Subgoal, Verdict, Vocabulary
 
 Ablation = Literal["none", "plan_zeroed", "plan_shuffled", "blind", "no_loop"]
@@ -97,7 +98,10 @@ class Agent:
         route = self.route(instruction, env_ids[0])
         if route.refused is not None:
             return Plan(instruction, "", (), refused=route.refused)
-        return self._plan(self._perceive(observation))
+        self._tasks = route.tasks
+        observation = self._perceive(observation)
+        self._seen.append(observation)
+        return self._plan(observation)
 
     def route(self, instruction: str, env_id: str | None = None) -> Route:
         """What is asked for, and where: in the scene at hand or, without `env_id`, in any.
@@ -112,7 +116,8 @@ class Agent:
     def act(self, observation: Observation) -> Decision:
         """The next action. Raises ValueError when the policy gives NaN."""
         observation = self._perceive(observation)
-        self._seen.append(observation)
+        if self._n_steps:  # the first one was seen when the plan was made
+            self._seen.append(observation)
         command = self._controller.act(observation)
         look = self._monitor.watch(observation.state, command.done_probability)
         if look is not None and self._consider(look, observation):
@@ -151,12 +156,40 @@ class Agent:
     def _plan(self, observation: Observation, first: Sequence[np.ndarray] = ()) -> Plan:
         started = time.perf_counter()
         plan = self.planner.plan(
-            observation, self._instruction, self._vocabulary, self._memory.experience
+            observation,
+            self._instruction,
+            self._vocabulary,
+            self._memory.experience,
+            self._tasks,
         )
         self._latency["plan"].append(time.perf_counter() - started)
         self._plans.append(plan)
-        self._begin_subgoal(0, first)
+        self._begin_subgoal(self._first_open(0) or 0, first)
         return plan
+
+    def _first_open(self, index: int) -> int | None:
+        """The sub-goal from `index` on to turn to: tasks that are seen to be done are passed over.
+
+        Only where the scene offers several tasks; None when nothing is left.
+        """
+        subgoals = self._plans[-1].subgoals
+        while index < len(subgoals):
+            first, last = self._task_span(index)
+            several = len(self._vocabulary.tasks) > 1 and self.options.ablate != "no_loop"
+            if index > first or not several or self._judge(subgoals[last]).status != "done":
+                return index
+            index = last + 1
+        return None
+
+    def _task_span(self, index: int) -> tuple[int, int]:
+        """The first and the last sub-goal of the plan that serve the same task as `index` does."""
+        owners = [self._vocabulary.owner(s) for s in self._plans[-1].subgoals]
+        first = last = index
+        while first > 0 and owners[first - 1] == owners[index]:
+            first -= 1
+        while last + 1 < len(owners) and owners[last + 1] == owners[index]:
+            last += 1
+        return first, last
 
     def _begin_subgoal(self, index: int, first: Sequence[np.ndarray] = ()) -> None:
         """Turn to a sub-goal of the current plan, with some actions to carry out first."""
@@ -191,17 +224,26 @@ class Agent:
         else:
             verdict = self._judge(subgoal)
         reaction = self._monitor.react(look, subgoal, verdict)
-        if reaction == "next" and self._index + 1 < len(self._plans[-1].subgoals):
-            self._begin_subgoal(self._index + 1)
-            return True
+        if reaction == "next":
+            return self._go_on()
         if reaction in ("retry", "replan"):
             self._memory.learn(subgoal, verdict)
             if reaction == "replan":
                 self._plan(observation, self._retreat())
             else:
-                self._begin_subgoal(0, self._retreat())
+                self._begin_subgoal(self._task_span(self._index)[0], self._retreat())
             return True
         return False
+
+    def _go_on(self) -> bool:
+        """Turn to what comes next, or to a task that has come undone since. False when neither."""
+        index = self._first_open(self._index + 1)
+        if index is None and len(self._vocabulary.tasks) > 1:
+            index = self._first_open(0)
+        if index is None:
+            return False
+        self._begin_subgoal(index)
+        return True
 
     def _judge(self, subgoal: Subgoal) -> Verdict:
         started = time.perf_counter()

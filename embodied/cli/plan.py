@@ -58,9 +58,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Scene:
-    """The scene that fits the words, or why none does."""
+    """The scene and its tasks that fit the words, or why none does."""
 
     env: str | None
+    tasks: tuple[str, ...]
     refused: str | None
     latency_s: float
 
@@ -72,7 +73,8 @@ def choose_scene(agent: Any, instruction: str, env: str | None) -> Scene:
     latency_s = time.perf_counter() - started
     if env is None and route.refused is None:
         print(f"scene: {route.env_id} (probability {route.probability:.2f})", file=sys.stderr)
-    return Scene(None if route.refused else route.env_id, route.refused, latency_s)
+    env_id = None if route.refused else route.env_id
+    return Scene(env_id, route.tasks, route.refused, latency_s)
 
 
 def plan_fields(
@@ -108,7 +110,9 @@ class Planning:
         env = self._open(scene.env)
         observation = observe(env.reset(seed=request.seed)[0])
         started = time.perf_counter()
-        plan = self._agent.planner.plan(observation, request.instruction, env.vocabulary)
+        plan = self._agent.planner.plan(
+            observation, request.instruction, env.vocabulary, tasks=scene.tasks
+        )
         latency_s = scene.latency_s + time.perf_counter() - started
         return plan_fields(request, scene.env, plan, plan.refused, latency_s)
 

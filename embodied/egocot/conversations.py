@@ -20,13 +20,12 @@ from embodied.model.features import IMAGE_EVERY, n_images
 from embodied.model.llm import chat
 from embodied.model.plan import REASONS, REFUSE, grounded_nouns, steps_text, thought_text
 from embodied.model.planner import (
-    EXPERIENCE,
     JUDGE_PROMPT,
     JUDGE_TEXT,
-    PLAN_PROMPT,
     PLAN_TEXT,
-    ROUTE_PROMPT,
+    plan_prompt,
 )
+from embodied.model.routing import ROUTE_PROMPT
 from embodied.types import Vocabulary
 
 _BEFORE = {
@@ -127,7 +126,7 @@ class ConversationSampler:
             step = self._plan_step(rng, episode)
             said = vary(rng, str(rng.choice(self._instructions[episode.meta.task])))
             first, told = self._start_from(rng, episode, step)
-            prompts.append(chat(PLAN_PROMPT.format(instruction=said, experience=told)))
+            prompts.append(plan_prompt(said, told, _told_tasks(episode)))
             answers.append(_plan_answer(episode, step, first))
             tokens.append(episode.cache.images[episode.span.image(step)][:, None])
             texts.append(PLAN_TEXT.format(said))
@@ -148,7 +147,7 @@ class ConversationSampler:
             return 0, ""
         subgoal = episode.meta.plan.subgoals[current]
         reason = str(rng.choice(REASONS["failed"]))
-        return current, EXPERIENCE.format(experience=lesson(subgoal, reason))
+        return current, lesson(subgoal, reason)
 
     def _verdicts(self, rng: np.random.Generator, size: int) -> Turns:
         rows = [draw_verdict(rng, self._by_task) for _ in range(size)]
@@ -162,9 +161,15 @@ class ConversationSampler:
         )
 
 
+def _told_tasks(episode: Recorded) -> tuple[str, ...]:
+    """The tasks that a plan is told, unless the scene is named after the only one it offers."""
+    meta = episode.meta
+    return () if meta.task in meta.env_id else meta.plan.tasks
+
+
 def _plan_answer(episode: Recorded, step: int, first: int) -> str:
     plan = episode.meta.plan
-    vocabulary = Vocabulary(plan.tasks or (episode.meta.task,), plan.subgoals)
+    vocabulary = Vocabulary((episode.meta.task,), plan.subgoals)
     places = {
         noun: (float(episode.places[noun][step, 0, 0]), float(episode.places[noun][step, 0, 1]))
         for noun in grounded_nouns(vocabulary)

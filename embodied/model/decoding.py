@@ -119,15 +119,28 @@ class GrammarDecoder:
         return best
 
     @torch.no_grad()
-    def score(self, visual: Tensor | None, prompt: str, options: Sequence[str]) -> Tensor:
-        """Log-probability of each option as the whole answer to `prompt`: (len(options),).
+    def score(
+        self,
+        visual: Tensor | None,
+        prompt: str,
+        options: Sequence[str],
+        closed: Sequence[bool] | None = None,
+    ) -> Tensor:
+        """Log-probability of each option as the answer to `prompt`: (len(options),).
 
-        The options, closed by the end-of-turn token, are laid out as a tree of shared beginnings,
-        so that one forward pass over the prompt and the tree's inner nodes scores them all.
+        The options are laid out as a tree of shared beginnings, so that one forward pass over the
+        prompt and the tree's inner nodes scores them all.
+
+        Args:
+            visual: (1, Q, W) tokens before the words, or None.
+            closed: whether an option is the whole answer, ended by the end-of-turn token, or only
+                its beginning; all are whole when not given.
         """
         head = self._tokenizer(prompt, add_special_tokens=False).input_ids
         tails = self._tokenizer(list(options), add_special_tokens=False).input_ids
-        tree = TokenTree.of([[*tail, self._tokenizer.eos_token_id] for tail in tails])
+        end = self._tokenizer.eos_token_id
+        whole = closed or [True] * len(tails)
+        tree = TokenTree.of([[*t, end] if w else t for t, w in zip(tails, whole, strict=True)])
         words = word_embeddings(self._model, torch.tensor([[*head, *tree.tokens[1:]]]))
         inputs = splice(visual, words.to(self._model.dtype))
         n_read = inputs.shape[1] - len(tree.tokens) + 1

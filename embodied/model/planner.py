@@ -9,7 +9,6 @@ tokens in front of the prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,17 @@ from torch import Tensor, nn
 from embodied import checkpoint, weights
 from embodied.config import ModelConfig, from_dict, to_dict
 from embodied.model import llm as llm_parts
+from embodied.model import routing
 from embodied.model.decoding import GrammarDecoder
 from embodied.model.former import EmbodiedFormer, TextState
-from embodied.model.plan import REFUSE, likeliest_verdict, parse_plan, plan_grammar, verdict_texts
+from embodied.model.plan import likeliest_verdict, parse_plan, plan_grammar, verdict_texts
+from embodied.model.routing import Route
 from embodied.model.vision import VisionEncoder
 from embodied.types import Observation, Plan, Subgoal, Verdict, Vocabulary
 from embodied.video import to_chw
 
-ROUTE_PROMPT = "Instruction: {instruction}\nWhich task is it?"
 PLAN_PROMPT = "Instruction: {instruction}\n{experience}Look at the scene and plan."
+TASKS = "Tasks: {tasks}\n"
 EXPERIENCE = "Experience: {experience}\n"
 JUDGE_PROMPT = "Sub-goal: {subgoal}\nWatch the clip. Is it done?"
 
@@ -37,28 +38,6 @@ PLAN_TEXT = "plan: {0}"
 CONTROL_TEXT = "do: {0}"
 JUDGE_TEXT = "check: {0}"
 """What the Embodied-former is told, in its three uses."""
-
-REFUSE_ABOVE = 0.5
-"""Probability of a refusal from which an instruction is refused."""
-
-FITS_ABOVE = 0.05
-"""Probability of its task from which an instruction fits the scene at hand."""
-
-N_NEAREST = 3
-
-
-@dataclass(frozen=True)
-class Route:
-    """Which scene and tasks an instruction is about, or why none is.
-
-    `probability` is the model's own, of this answer.
-    """
-
-    env_id: str | None
-    tasks: tuple[str, ...]
-    refused: str | None
-    nearest: tuple[str, ...]
-    probability: float
 
 
 class Planner(nn.Module):
@@ -200,35 +179,8 @@ class Planner(nn.Module):
         catalogue: Mapping[str, Vocabulary],
         env_id: str | None = None,
     ) -> Route:
-        """Which environment of `catalogue` offers what `instruction` asks for, or why none does.
-
-        The language model's likelihoods of all task names, and of a refusal, are compared.
-
-        Args:
-            env_id: the scene at hand; its tasks need only be a likely reading of the words
-                ("press the button" fits every scene with a button), not the likeliest.
-        """
-        owner = {task: env for env, vocabulary in catalogue.items() for task in vocabulary.tasks}
-        options = (*owner, REFUSE)
-        prompt = llm_parts.chat(ROUTE_PROMPT.format(instruction=instruction))
-        scores = self.decoder.score(None, prompt, options).softmax(0).tolist()
-        chances = dict(zip(options, scores, strict=True))
-        refusal = chances.pop(REFUSE)
-        nearest = tuple(sorted(chances, key=lambda task: -chances[task])[:N_NEAREST])
-        if refusal > REFUSE_ABOVE:
-            reason = f"no scene can do {instruction!r}; the nearest are: {', '.join(nearest)}"
-            return Route(None, (), reason, nearest, refusal)
-        best = nearest[0]
-        if env_id is not None:
-            best = max(catalogue[env_id].tasks, key=lambda task: chances[task])
-            if chances[best] < FITS_ABOVE:
-                offered = ", ".join(catalogue[env_id].tasks)
-                reason = (
-                    f"{env_id} offers {offered}, and {instruction!r} is not that; "
-                    f"the nearest are: {', '.join(nearest)}"
-                )
-                return Route(None, (), reason, nearest, chances[nearest[0]])
-        return Route(owner[best], (best,), None, nearest, chances[best])
+        """Which environment of `catalogue` offers what is asked; see `embodied.model.routing`."""
+        return routing.route(self.decoder, instruction, catalogue, env_id)
 
     @torch.no_grad()
     def plan(
@@ -237,18 +189,20 @@ class Planner(nn.Module):
         instruction: str,
         vocabulary: Vocabulary,
         experience: str = "",
+        tasks: Sequence[str] = (),
     ) -> Plan:
         """Look at the scene and decode a grounded thought and sub-goals under its grammar.
 
         Args:
             experience: what was learnt from a failed attempt, in words.
+            tasks: in order, where the scene offers several; all that it offers when empty.
         """
+        offered = vocabulary.narrowed(tasks) if tasks else vocabulary
         vision = self.see(stack_cameras([observation], self.config.cameras))
         visual = self.visual_tokens(vision, PLAN_TEXT.format(instruction))
-        told = EXPERIENCE.format(experience=experience) if experience else ""
-        prompt = PLAN_PROMPT.format(instruction=instruction, experience=told)
-        decoded = self.decoder.decode(visual, llm_parts.chat(prompt), plan_grammar(vocabulary))
-        return parse_plan(decoded.text, instruction, vocabulary)
+        prompt = plan_prompt(instruction, experience, tasks if len(vocabulary.tasks) > 1 else ())
+        decoded = self.decoder.decode(visual, prompt, plan_grammar(offered))
+        return parse_plan(decoded.text, instruction, offered)
 
     @torch.no_grad()
     def judge(self, clip: np.ndarray, subgoal: Subgoal) -> Verdict:
@@ -263,6 +217,13 @@ class Planner(nn.Module):
         texts = verdict_texts()
         chances = self.decoder.score(visual, prompt, texts).softmax(0).tolist()
         return likeliest_verdict(dict(zip(texts, chances, strict=True)))
+
+
+def plan_prompt(instruction: str, experience: str = "", tasks: Sequence[str] = ()) -> str:
+    """What the language model is asked for a plan, in chat form."""
+    told = TASKS.format(tasks=routing.spoken(tasks)) if tasks else ""
+    told += EXPERIENCE.format(experience=experience) if experience else ""
+    return llm_parts.chat(PLAN_PROMPT.format(instruction=instruction, experience=told))
 
 
 def shrink(pixels: Tensor, size: int) -> Tensor:

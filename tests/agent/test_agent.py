@@ -15,7 +15,8 @@ from embodied.agent.memory import lesson
 from embodied.config import preset
 from embodied.model.former import EmbodiedFormer, TextState
 from embodied.model.plan import REASONS
-from embodied.model.planner import CONTROL_TEXT, Route
+from embodied.model.planner import CONTROL_TEXT
+from embodied.model.routing import Route
 from embodied.types import Observation, Plan, Status, Subgoal, Verdict, Vocabulary
 
 CONFIG = preset("tiny")
@@ -44,11 +45,17 @@ class FakePlanner:
         return Route(env_id, ("drawer-open",), self._refused, ("drawer-open",), 0.9)
 
     def plan(
-        self, observation: Observation, instruction: str, vocabulary: Vocabulary, experience: str
+        self,
+        observation: Observation,
+        instruction: str,
+        vocabulary: Vocabulary,
+        experience: str,
+        tasks: Sequence[str] = (),
     ) -> Plan:
         self.seen.append(observation.images["workspace"])
         self.experiences.append(experience)
-        return Plan(instruction, "Thought: here.", vocabulary.subgoals, vocabulary.tasks)
+        offered = vocabulary.narrowed(tasks)
+        return Plan(instruction, "Thought: here.", offered.subgoals, offered.tasks)
 
     def judge(self, clip: np.ndarray, subgoal: Subgoal) -> Verdict:
         self.judged.append((clip, subgoal))

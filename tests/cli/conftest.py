@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -33,6 +33,7 @@ class FakePlanner:
         instruction: str,
         vocabulary: Vocabulary,
         experience: str = "",
+        tasks: Sequence[str] = (),
     ) -> Plan:
         print("chatter on stdout")  # as libraries do
         if "drawer" not in instruction:

@@ -141,7 +141,7 @@ def test_tiny_agent_is_evaluated(
 ) -> None:
     """Saved, loaded, planned, acted, judged; untrained, so it is led past its refusals."""
     from embodied.agent.agent import Agent
-    from embodied.model.planner import Route
+    from embodied.model.routing import Route
 
     accepted = Route(DRAWER, ("drawer-open",), None, (), 1.0)
     monkeypatch.setattr(Agent, "route", lambda *_: accepted)

@@ -303,8 +303,13 @@ def _knowing(planner: Planner, monkeypatch: pytest.MonkeyPatch, **chances: float
     """Make the language model give these chances to tasks (with _ for -), and little to others."""
     known = {name.replace("_", "-"): chance for name, chance in chances.items()}
 
-    def score(visual: Any, prompt: str, options: list[str]) -> torch.Tensor:
-        assert visual is None and "Instruction: do it" in prompt and options[-1] == REFUSE
+    def score(visual: Any, prompt: str, options: list[str], closed: list[bool]) -> torch.Tensor:
+        assert (
+            visual is None
+            and all(closed)
+            and "Instruction: do it" in prompt
+            and options[-1] == REFUSE
+        )
         return torch.tensor([known.get(option, 1e-6) for option in options]).log()
 
     monkeypatch.setattr(planner, "decoder", SimpleNamespace(score=score))

@@ -1,0 +1,120 @@
+"""A scene that offers several tasks: in the order said, what is done is passed over, and again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embodied.agent.agent import Agent, AgentOptions
+from embodied.model.routing import Route
+from embodied.types import Observation, Plan, Subgoal, Verdict, Vocabulary
+from tests.agent.test_agent import CLAIMS, CountingFormer, FakePlanner, FakePolicy
+
+REACH_LIGHT, FLIP = Subgoal("reach", ("light switch",)), Subgoal("flip", ("light switch",))
+REACH_DOOR, PULL = Subgoal("reach", ("door",)), Subgoal("pull", ("door",))
+VOCABULARY = Vocabulary(
+    ("door", "light"),
+    (REACH_DOOR, PULL, REACH_LIGHT, FLIP),
+    ("door", "door", "light", "light"),
+)
+
+
+class SceneWatcher(FakePlanner):
+    """Judges by what the test says is done."""
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        super().__init__()
+        self._tasks = tuple(tasks)
+        self.done: set[Subgoal] = set()
+        self.failed: set[Subgoal] = set()
+
+    def route(self, instruction: str, catalogue: Any, env_id: str | None = None) -> Route:
+        return Route(env_id, self._tasks, None, self._tasks, 0.9)
+
+    def judge(self, clip: np.ndarray, subgoal: Subgoal) -> Verdict:
+        self.judged.append((clip, subgoal))
+        if subgoal in self.failed:
+            return Verdict("failed", "nothing moves", 0.8)
+        return Verdict("done" if subgoal in self.done else "progressing", "so it looks", 0.8)
+
+
+class Kitchen:
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self.planner = SceneWatcher(tasks)
+        planner: Any = self.planner
+        policy, former = FakePolicy(CLAIMS), CountingFormer().eval()
+        options = AgentOptions(retreat=(0.0, 0.0, 0.5, -1.0), retreat_steps=2)
+        self.agent = Agent(planner, former, policy, {"kitchen": VOCABULARY}, options)
+        self.n_steps = 0
+
+    def observation(self) -> Observation:
+        picture = np.zeros((8, 8, 3), np.uint8)
+        return Observation(
+            {"workspace": picture, "wrist": picture}, np.full(4, 0.1 * self.n_steps, np.float32)
+        )
+
+    def begin(self) -> Plan:
+        return self.agent.begin(self.observation(), "light, then door", VOCABULARY)
+
+    def step(self) -> str:
+        """One control step. Returns the sub-goal that is worked on after it."""
+        self.agent.act(self.observation())
+        self.n_steps += 1
+        return self.agent.caption()[2 + self.agent._index].lstrip("> 0123456789.")
+
+    def until(self, subgoal: Subgoal) -> None:
+        for _ in range(100):
+            if self.step() == subgoal.text:
+                return
+        raise AssertionError(f"{subgoal.text} was never begun")
+
+
+def test_the_plan_serves_the_tasks_that_were_said_in_their_order() -> None:
+    plan = Kitchen(("light", "door")).begin()
+    assert plan.tasks == ("light", "door")
+    assert plan.subgoals == (REACH_LIGHT, FLIP, REACH_DOOR, PULL)
+    assert Kitchen(("light",)).begin().subgoals == (REACH_LIGHT, FLIP)
+
+
+def test_a_task_that_is_seen_to_be_done_is_passed_over() -> None:
+    kitchen = Kitchen(("light", "door"))
+    kitchen.planner.done = {FLIP}
+    kitchen.begin()
+    assert [s for _, s in kitchen.planner.judged] == [FLIP, PULL]
+    assert kitchen.step() == REACH_DOOR.text
+
+
+def test_a_task_that_came_undone_is_done_again() -> None:
+    kitchen = Kitchen(("light", "door"))
+    kitchen.begin()
+    kitchen.planner.done = {REACH_LIGHT}
+    kitchen.until(FLIP)
+    kitchen.planner.done |= {FLIP}
+    kitchen.until(REACH_DOOR)
+    kitchen.planner.done |= {REACH_DOOR}
+    kitchen.until(PULL)
+    kitchen.planner.done = {REACH_DOOR, PULL}  # somebody turned the light off again
+    kitchen.until(REACH_LIGHT)
+
+
+def test_it_tries_again_from_the_start_of_the_task_not_of_the_plan() -> None:
+    kitchen = Kitchen(("light", "door"))
+    kitchen.begin()
+    kitchen.planner.done = {REACH_LIGHT, FLIP, REACH_DOOR}
+    kitchen.until(PULL)
+    kitchen.planner.failed = {PULL}
+    kitchen.until(REACH_DOOR)
+
+
+def test_a_vocabulary_says_which_task_a_sub_goal_serves() -> None:
+    assert VOCABULARY.owner(FLIP) == "light"
+    assert VOCABULARY.narrowed(["light"]).subgoals == (REACH_LIGHT, FLIP)
+    with pytest.raises(ValueError, match=r"offers \['door', 'light'\], not \['oven'\]"):
+        VOCABULARY.narrowed(["light", "oven"])
+    with pytest.raises(ValueError, match="of 2 tasks says which one each of its 1 sub-goals"):
+        Vocabulary(("door", "light"), (PULL,))
+    with pytest.raises(ValueError, match=r"owners \['oven'\] are not among"):
+        Vocabulary(("door",), (PULL,), ("oven",))
