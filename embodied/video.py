@@ -8,35 +8,21 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from embodied.types import Clip
 
 if TYPE_CHECKING:
     import torch
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-# File names that Pillow looks up in the system's font folders; the first three rows draw Chinese.
-_FONTS = (
-    ("NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "SourceHanSansSC-Regular.otf"),
-    ("wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf"),
-    ("PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf", "msyh.ttc", "simhei.ttf"),
-    ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf"),
-)
-_WIDE = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"  # CJK may break after any character
-_TOKEN = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+|\s+")
-_BACKGROUND, _TEXT, _HIGHLIGHT = (24, 26, 31), (222, 224, 228), (38, 84, 140)
 
 
 def sample_indices(n: int, t: int) -> np.ndarray:
@@ -174,18 +160,13 @@ def write_mp4(
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1  # pictures are small, and recorders run in parallel
-        for frame in _chain(first, frames):
+        for frame in chain([first], frames):
             if frame.shape != first.shape or frame.dtype != np.uint8:
                 got = f"{frame.dtype} {frame.shape}"
                 raise ValueError(f"frames of one video are uint8 {first.shape}, got {got}")
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
-
-
-def _chain(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from rest
 
 
 def _even_size(frame: np.ndarray, path: str | Path) -> tuple[int, int]:
@@ -333,74 +314,3 @@ def write_gif(path: str | Path, frames: np.ndarray | Sequence[np.ndarray], fps: 
         pictures[0].save(
             partial, "GIF", save_all=True, append_images=pictures[1:], duration=duration_ms, loop=0
         )
-
-
-def side_panel(
-    frame: np.ndarray, lines: Sequence[str], width: int, *, highlight: Collection[int] = ()
-) -> np.ndarray:
-    """Put a column of wrapped text to the right of a picture.
-
-    Args:
-        frame: uint8 (H, W, 3).
-        lines: what to write, one paragraph each: the plan, verdicts …
-        width: of the column, in pixels; one more when that makes the whole even, for `write_mp4`.
-        highlight: indices of lines to set off by a bar, such as the current sub-goal's.
-
-    Returns:
-        uint8 (H, W + width, 3). Text is shrunk to fit, and cut with "…" when it cannot.
-    """
-    Clip(frame[None])  # checks type and shape
-    height, frame_width = frame.shape[:2]
-    width += (frame_width + width) % 2
-    panel = Image.new("RGB", (width, height), _BACKGROUND)
-    draw = ImageDraw.Draw(panel)
-    font, step, rows = _fit(lines, width - 12, height - 8)
-    for row, (line, text) in enumerate(rows):
-        y = 4 + row * step
-        if line in highlight:
-            draw.rectangle((0, y, width, y + step - 1), fill=_HIGHLIGHT)
-        draw.text((6, y), text, fill=_TEXT, font=font)
-    return np.concatenate([frame, np.asarray(panel)], axis=1)
-
-
-def _fit(lines: Sequence[str], width: int, height: int) -> tuple[Font, int, list[tuple[int, str]]]:
-    """The largest font at which the lines fit, its line height, and (line number, text) rows."""
-    largest = max(9, min(20, height // 14))
-    for size in range(largest, 8, -1):
-        font, step = _font(size), round(size * 1.3)
-        rows = [(i, row) for i, line in enumerate(lines) for row in _wrap(line, font, width)]
-        if len(rows) * step <= height:
-            return font, step, rows
-    room = max(1, height // step)
-    line, text = rows[room - 1]
-    return font, step, [*rows[: room - 1], (line, text[:-1] + "…")]
-
-
-def _wrap(line: str, font: Font, width: int) -> list[str]:
-    """Break a line at spaces, after Chinese characters, and within words that are too long."""
-    rows, row = [], ""
-    for token in _TOKEN.findall(line):
-        pieces = [token] if font.getlength(token) <= width else list(token)
-        for piece in pieces:
-            if row.strip() and font.getlength(row + piece) > width:
-                rows.append(row.rstrip())
-                row = piece.lstrip()
-            else:
-                row += piece
-    return [*rows, row.rstrip()]
-
-
-@lru_cache(maxsize=64)
-def _font(size: int) -> Font:
-    path = _font_file()
-    return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
-
-
-@lru_cache(maxsize=1)
-def _font_file() -> str | None:
-    for name in (name for row in _FONTS for name in row):
-        try:
-            return str(ImageFont.truetype(name, 10).path)
-        except OSError:
-            continue
-    return None

@@ -104,7 +104,7 @@ def _load(options: BenchOptions) -> Any:
 
 def _time_one(env: Any, agent: Any, seed: int, tally: Tally) -> None:
     actor = scripted_expert(env, seed) if agent is None else agent
-    tried = attempt(env, actor, language.canonical(env.task), seed)
+    tried = attempt(env, actor, language.canonical(env.tasks), seed)
     if tried.control_hz is None:
         raise SystemExit(f"no step was made on seed {seed}: {tried.outcome} {tried.refused or ''}")
     tally.wall_s.append(tried.wall_s)

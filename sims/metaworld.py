@@ -117,6 +117,11 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         return gym.spaces.Dict({"images": gym.spaces.Dict(images), "state": state})
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """The goal: the one task of this scene."""
+        return (self.task,)
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """The task and the sub-goals that this scene offers."""
         return Vocabulary((self.task,), self.spec_.subgoals)

@@ -13,8 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embodied import episodes, video
+from embodied import video
 from embodied.episodes import DatasetError, DatasetReader, DatasetWriter, merge
+from embodied.episodes import writer as recording
+from embodied.episodes.rows import OWN
+from embodied.episodes.tables import to_arrow, to_numpy
 from embodied.types import Episode, Observation, Plan, Step, Subgoal
 
 CAMERAS = {"corner": (32, 48), "gripper": (32, 32)}
@@ -266,19 +269,19 @@ def test_a_half_written_episode_is_forgotten(tmp_path: Path) -> None:
     assert len(DatasetReader(root)) == 2
 
 
-@pytest.mark.parametrize("step", ["_move_data", "_move_videos", "_write_meta", "rmtree"])
+@pytest.mark.parametrize("step", ["move_data", "move_videos", "write_meta", "rmtree"])
 def test_a_crash_while_closing_loses_and_doubles_nothing(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = record(tmp_path / "d", range(1))
     writer = DatasetWriter.resume(root)
     writer.add(make_episode(1))
-    owner: Any = shutil if step == "rmtree" else episodes
+    owner: Any = shutil if step == "rmtree" else recording
     original: Callable[..., Any] = getattr(owner, step)
 
     def crash(*args: Any, **kwargs: Any) -> None:
         if step != "rmtree":
-            original(*args, **kwargs) if step != "_write_meta" else None
+            original(*args, **kwargs) if step != "write_meta" else None
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -304,9 +307,9 @@ def test_an_exception_leaves_the_episodes_waiting(tmp_path: Path) -> None:
 
 
 def test_files_are_split_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(episodes, "VIDEO_MB", 1e-6)
-    monkeypatch.setattr(episodes, "DATA_MB", 1e-6)
-    monkeypatch.setattr(episodes, "FILES_PER_FOLDER", 2)
+    monkeypatch.setattr("embodied.episodes.shards.VIDEO_MB", 1e-6)
+    monkeypatch.setattr("embodied.episodes.shards.DATA_MB", 1e-6)
+    monkeypatch.setattr("embodied.episodes.places.FILES_PER_FOLDER", 2)
     root = record(tmp_path / "d", range(3))
     assert (root / "data/chunk-001/file-000.parquet").is_file()
     assert (root / "videos/observation.images.corner/chunk-001/file-000.mp4").is_file()
@@ -451,10 +454,10 @@ def test_missing_and_cut_files_are_named(copy: Path) -> None:
 def test_nan_actions_are_named(copy: Path) -> None:
     data = copy / "data/chunk-000/file-000.parquet"
     table = pq.read_table(data)
-    actions = episodes._to_numpy(table["action"])
+    actions = to_numpy(table["action"])
     actions[[13, 20], 2] = np.nan
     place = table.column_names.index("action")
-    pq.write_table(table.set_column(place, "action", episodes._to_arrow(actions)), data)
+    pq.write_table(table.set_column(place, "action", to_arrow(actions)), data)
     with pytest.raises(DatasetError, match=r"in 'action' of episode 1 \(2 rows in all\)"):
         DatasetReader(copy)
 
@@ -480,7 +483,7 @@ def test_sets_of_other_software_are_read_but_not_continued(copy: Path) -> None:
     del info["embodied"]
     (copy / "meta/info.json").write_text(json.dumps(info))
     path = copy / "meta/episodes/chunk-000/file-000.parquet"
-    pq.write_table(pq.read_table(path).drop_columns(list(episodes._OWN)), path)
+    pq.write_table(pq.read_table(path).drop_columns(list(OWN)), path)
     reader = DatasetReader(copy)
     assert reader.episodes[2].instruction == "open the drawer"
     assert reader.episodes[2].plan.refused == "the data set records no plan"

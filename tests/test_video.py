@@ -155,22 +155,3 @@ def test_gif_plays_at_the_asked_speed(tmp_path: Path) -> None:
         assert gif.n_frames == 5 and gif.info["duration"] in (20, 30)
     with pytest.raises(ValueError, match="no frames"):
         video.write_gif(tmp_path / "none.gif", [], 10)
-
-
-LINES = ["打开抽屉 open the drawer", "1. reach(drawer handle)", "2. pull(drawer handle)"]
-
-
-def test_side_panel_keeps_the_picture_and_sets_off_one_line(tmp_path: Path) -> None:
-    frame = moving_square(1, 128, 64)[0]
-    plain, marked = (video.side_panel(frame, LINES, 151, highlight=h) for h in ((), (1,)))
-    assert plain.shape == (128, 64 + 152, 3) and plain.dtype == np.uint8
-    assert np.array_equal(plain[:, :64], frame)
-    assert (plain[:, 64:] > 150).any()  # something is written
-    rows = np.flatnonzero((plain != marked).any(axis=(1, 2)))
-    assert 0 < len(rows) < 40 and (np.diff(rows) == 1).all()
-    video.write_mp4(tmp_path / "panel.mp4", marked[None], 10)
-
-
-@pytest.mark.parametrize("lines", [[], [""], ["x" * 400], ["a word " * 300], LINES * 30])
-def test_side_panel_takes_any_text(lines: list[str]) -> None:
-    assert video.side_panel(moving_square(1)[0], lines, 60).shape == (64, 124, 3)

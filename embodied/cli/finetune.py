@@ -72,11 +72,6 @@ def load_datasets(planner: Planner, names: str, features_dir: Path) -> list[Reco
     return episodes
 
 
-def said_by_task() -> dict[str, list[str]]:
-    """Task → all ways to say it, in every language."""
-    return {t: [s for ways in w.values() for s in ways] for t, w in language.instructions().items()}
-
-
 def print_trained(module: torch.nn.Module) -> None:
     """Say which parts are trained and which are frozen, with their numbers of weights."""
     for name, child in module.named_children():
@@ -122,7 +117,7 @@ def align(planner: Planner, options: FinetuneOptions) -> int:
     module = Alignment(planner.former, policy, planner.embed_texts, len(config.cameras))
     print_trained(module)
     sampler = AlignmentSampler(
-        act_on, [*act_on, *extra], said_by_task(), options.horizon, seed=options.seed
+        act_on, [*act_on, *extra], language, options.horizon, seed=options.seed
     )
     figures = train(module, sampler, _train_options(options))
     notes: dict[str, Any] = {"trained_on": [options.dataset, options.look_at], "figures": figures}

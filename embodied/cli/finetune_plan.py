@@ -53,16 +53,14 @@ class Speech(nn.Module):
 
 def finetune_plan(planner: Planner, options: FinetuneOptions) -> int:
     """Stages 2 and 3: what tasks are called, then plans and verdicts from what is seen."""
-    from embodied.cli.finetune import _train_options, load_datasets, print_trained, said_by_task
+    from embodied.cli.finetune import _train_options, load_datasets, print_trained
 
     words_only = options.stage == "words"
     names = "" if words_only else f"{options.dataset},{options.look_at}"
     episodes = load_datasets(planner, names, options.features_dir)
-    refusals = [s for said in language.refusals().values() for s in said]
     sampler = ConversationSampler(
         episodes,
-        said_by_task(),
-        refusals,
+        language,
         _WORDS_ONLY if words_only else _ALL,
         seed=options.seed,
     )

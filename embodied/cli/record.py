@@ -173,8 +173,7 @@ def record_episode(env_id: str, seed: int, options: RecordOptions) -> Episode:
     env = _make(env_id, options)
     kind = ExpertActor if options.policy is None else CorrectedActor
     actor = kind(env, seed, options)
-    said = [s for ways in language.instructions()[env.task].values() for s in ways]
-    instruction = str(np.random.default_rng([seed, 2]).choice(said))
+    instruction = language.ask(np.random.default_rng([seed, 2]), env.tasks)
     return run_episode(
         env,
         actor,

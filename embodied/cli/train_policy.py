@@ -12,13 +12,14 @@ import torch
 
 import policies
 from embodied.cli.assemble import SHIPPED, load_policy, save_policy
-from embodied.cli.finetune import AGENT, load_datasets, print_trained, said_by_task
+from embodied.cli.finetune import AGENT, load_datasets, print_trained
 from embodied.cli.finetune import state_statistics as statistics_of
 from embodied.egocot.dataset import AlignmentSampler, Recorded, is_imitable
 from embodied.model.alignment import Alignment
 from embodied.model.former import EmbodiedFormer
 from embodied.model.planner import Planner
 from embodied.train import TrainOptions, train
+from sims import language
 
 _BATCH = 64
 
@@ -110,7 +111,7 @@ def train_policy(options: TrainPolicyOptions) -> int:
     sampler = AlignmentSampler(
         demos,
         demos,
-        said_by_task(),
+        language,
         policy.horizon,
         sizes=(options.batch_size, 0, 0),
         seed=options.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -89,7 +89,7 @@ class Trials:
     def __call__(self, job: Job) -> Record:
         env = self._open(job.env_id)
         actor = self._actor(env, job.seed)
-        instruction = self._instruction(env.task, job.seed)
+        instruction = self._instruction(env.tasks, job.seed)
         recorder = None
         if job.video is not None:
             recorder = Recorder(env, self._words(actor, instruction), fine=False)
@@ -128,11 +128,10 @@ class Trials:
                     self._agent = load_agent(s.model, s.policy, ablate=s.ablate)
                 return self._agent
 
-    def _instruction(self, task: str, seed: int) -> str:
+    def _instruction(self, tasks: Sequence[str], seed: int) -> str:
         if self._setting.instructions == "canonical":
-            return language.canonical(task)
-        said = [s for ways in language.instructions()[task].values() for s in ways]
-        return str(np.random.default_rng([seed, 3]).choice(said))
+            return language.canonical(tasks)
+        return language.ask(np.random.default_rng([seed, 3]), tasks)
 
     def _words(self, actor: Any, instruction: str) -> Callable[[], list[str]]:
         if self._setting.actor == "agent":

@@ -6,7 +6,7 @@ from the words alone; plans and verdicts come with vision tokens of recorded epi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from embodied.agent.memory import lesson
-from embodied.egocot.dataset import Recorded, clip_tokens, draw_verdict, group_by_task, verdict_of
+from embodied.egocot.dataset import (
+    Phrasebook,
+    Recorded,
+    clip_tokens,
+    draw_verdict,
+    group_by_task,
+    verdict_of,
+)
 from embodied.model.features import IMAGE_EVERY, n_images
 from embodied.model.llm import chat
 from embodied.model.plan import REASONS, REFUSE, grounded_nouns, steps_text, thought_text
@@ -25,7 +32,7 @@ from embodied.model.planner import (
     PLAN_TEXT,
     plan_prompt,
 )
-from embodied.model.routing import ROUTE_PROMPT
+from embodied.model.routing import ROUTE_PROMPT, spoken
 from embodied.types import Vocabulary
 
 _BEFORE = {
@@ -37,7 +44,6 @@ _AFTER = {
     "zh": ("吧", "，谢谢", "。", "！"),
 }
 
-_REFUSED = 0.3
 _POOL = 4
 
 
@@ -77,22 +83,19 @@ class ConversationSampler:
 
     Args:
         episodes: with cached features; may be empty when only words are asked for.
-        instructions: task → ways to say it.
-        refusals: requests that must be refused.
+        phrases: what people say.
         sizes: how many of task, plan and verdict a batch has.
     """
 
     def __init__(
         self,
         episodes: Sequence[Recorded],
-        instructions: Mapping[str, Sequence[str]],
-        refusals: Sequence[str],
+        phrases: Phrasebook,
         sizes: tuple[int, int, int],
         seed: int = 0,
     ) -> None:
         self._by_task = group_by_task(episodes)
-        self._instructions, self._refusals = instructions, refusals
-        self._requests = [(s, task) for task, said in instructions.items() for s in said]
+        self._phrases = phrases
         self._sizes, self._seed = sizes, seed
 
     def __call__(self, step: int) -> list[Turns]:
@@ -112,11 +115,9 @@ class ConversationSampler:
         return Turns("task", prompts, [answer for _, answer in rows])
 
     def _request(self, rng: np.random.Generator) -> tuple[str, str]:
-        """A way to ask for a task, or for what no scene offers, and the right answer."""
-        if rng.random() < _REFUSED:
-            return vary(rng, str(rng.choice(self._refusals))), REFUSE
-        said, task = self._requests[int(rng.integers(len(self._requests)))]
-        return vary(rng, said), task
+        """A way to ask for tasks, or for what no scene offers, and the right answer."""
+        said, tasks = self._phrases.request(rng)
+        return vary(rng, said), spoken(tasks) if tasks else REFUSE
 
     def _plans(self, rng: np.random.Generator, size: int) -> Turns:
         prompts, answers, tokens, texts = [], [], [], []
@@ -124,7 +125,7 @@ class ConversationSampler:
             episodes = self._by_task[str(rng.choice(list(self._by_task)))]
             episode = episodes[int(rng.integers(len(episodes)))]
             step = self._plan_step(rng, episode)
-            said = vary(rng, str(rng.choice(self._instructions[episode.meta.task])))
+            said = vary(rng, self._phrases.ask(rng, episode.tasks))
             first, told = self._start_from(rng, episode, step)
             prompts.append(plan_prompt(said, told, _told_tasks(episode)))
             answers.append(_plan_answer(episode, step, first))

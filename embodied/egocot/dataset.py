@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,6 +25,19 @@ from embodied.model.features import (
 from embodied.model.plan import GRIPPER, REASONS
 from embodied.model.planner import CONTROL_TEXT, JUDGE_TEXT, PLAN_TEXT
 from embodied.types import STATUSES, Status, Subgoal
+
+
+class Phrasebook(Protocol):
+    """What people say; `sims.language` is one."""
+
+    def ask(self, rng: np.random.Generator, tasks: Sequence[str]) -> str:
+        """One of many ways to ask for `tasks` in their order."""
+        ...
+
+    def request(self, rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
+        """Something that a person may say, and the tasks it asks for: none if it is refused."""
+        ...
+
 
 N_PLACES = 3
 """Positions asked of the former: the first noun at hand, the second, the gripper."""
@@ -54,6 +68,11 @@ class Recorded:
     subgoal: np.ndarray
     done: np.ndarray
     places: Mapping[str, np.ndarray]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What was asked for, in order."""
+        return self.meta.plan.tasks or (self.meta.task,)
 
     @property
     def fault_step(self) -> int:
@@ -162,7 +181,7 @@ class AlignmentSampler:
     Args:
         act_on: episodes to imitate; those that are no example are left out.
         look_at: episodes to ground plans and verdicts in.
-        instructions: task → ways to say it.
+        phrases: how tasks are asked for.
         horizon: H, actions in a chunk.
         sizes: how many samples of control, plan and verdict a batch has.
     """
@@ -171,7 +190,7 @@ class AlignmentSampler:
         self,
         act_on: Sequence[Recorded],
         look_at: Sequence[Recorded],
-        instructions: Mapping[str, Sequence[str]],
+        phrases: Phrasebook,
         horizon: int,
         sizes: tuple[int, int, int] = (48, 12, 16),
         seed: int = 0,
@@ -180,7 +199,7 @@ class AlignmentSampler:
         if not self._act_on:
             raise ValueError("no successful episode to imitate among those given")
         self._look_at = list(look_at)
-        self._instructions, self._horizon = instructions, horizon
+        self._phrases, self._horizon = phrases, horizon
         self._sizes, self._seed = sizes, seed
         lengths = np.array([e.span.length for e in self._act_on], float)
         self._share = lengths / lengths.sum()
@@ -229,7 +248,7 @@ class AlignmentSampler:
             episode = _draw(rng, self._all_by_task)
             step = int(rng.integers(n_images(episode.span.length))) * IMAGE_EVERY
             rows.append((episode, step))
-        said = [str(rng.choice(self._instructions[e.meta.task])) for e, _ in rows]
+        said = [self._phrases.ask(rng, e.tasks) for e, _ in rows]
         nouns = [nouns_at_hand(e.meta.plan.subgoals[-1]) for e, _ in rows]
         return FormerBatch(
             vision=_stack([e.cache.images[e.span.image(step)][:, None] for e, step in rows]),
@@ -275,10 +294,12 @@ def clip_tokens(episode: Recorded, step: int) -> np.ndarray:
 
 
 def group_by_task(episodes: Sequence[Recorded]) -> dict[str, list[Recorded]]:
-    """Task → its episodes."""
+    """Task, or how many of them one after the other → its episodes."""
     groups: dict[str, list[Recorded]] = {}
     for episode in episodes:
-        groups.setdefault(episode.meta.task, []).append(episode)
+        n_tasks = len(episode.tasks)
+        key = episode.meta.task if n_tasks == 1 else f"{n_tasks} tasks"
+        groups.setdefault(key, []).append(episode)
     return groups
 
 

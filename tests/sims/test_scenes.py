@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sims import language, metaworld, scenes
+from sims import kitchen_tasks, language, metaworld, scenes
 from sims.subgoals import TASKS
 
 N_PARAPHRASES = 15
@@ -23,7 +26,7 @@ def _plain(text: str) -> str:
 def test_the_catalogue_needs_no_simulator() -> None:
     code = (
         "import sys; from sims import language, scenes; "
-        "scenes.catalogue(); scenes.resolve_env_ids('mt50'); language.canonical('reach'); "
+        "scenes.catalogue(); scenes.resolve_env_ids('mt50'); language.canonical(['reach']); "
         "language.refusals(); "
         "print({'mujoco', 'metaworld', 'gymnasium', 'torch'} & set(sys.modules))"
     )
@@ -33,7 +36,8 @@ def test_the_catalogue_needs_no_simulator() -> None:
 
 def test_the_catalogue_is_what_the_environments_say() -> None:
     catalogue = scenes.catalogue()
-    assert list(catalogue) == metaworld.env_ids()
+    assert list(catalogue) == [*metaworld.env_ids(), "kitchen"]
+    assert list(scenes.catalogue(("metaworld",))) == metaworld.env_ids()
     for env_id in ("metaworld/drawer-open-v3", "metaworld/reach-wall-v3"):
         env = scenes.make(env_id, render=False, horizon=7)
         assert (env.env_id, env.horizon, env.vocabulary) == (env_id, 7, catalogue[env_id])
@@ -41,7 +45,7 @@ def test_the_catalogue_is_what_the_environments_say() -> None:
 
 
 def test_vocabularies_offer_every_step_of_their_plans() -> None:
-    for vocabulary in scenes.catalogue().values():
+    for vocabulary in scenes.catalogue(("metaworld",)).values():
         (task,) = vocabulary.tasks
         assert vocabulary.subgoals == TASKS[task].subgoals
         assert set(vocabulary.verbs) == {subgoal.verb for subgoal in TASKS[task].subgoals}
@@ -51,9 +55,10 @@ def test_vocabularies_offer_every_step_of_their_plans() -> None:
 
 def test_named_sets() -> None:
     sets = scenes.task_sets()
-    assert {name: len(set(ids)) for name, ids in sets.items()} == {"mt10": 10, "mt50": 50, "mw5": 5}
+    sizes = {"mt10": 10, "mt50": 50, "mw5": 5, "kitchen": 7, "fk5": 5}
+    assert {name: len(set(ids)) for name, ids in sets.items()} == sizes
     for name, ids in sets.items():
-        assert set(ids) <= set(scenes.catalogue())
+        assert [scenes.check_env_id(env_id) for env_id in ids] == ids
         assert scenes.resolve_env_ids(name) == ids
 
 
@@ -95,7 +100,7 @@ def test_making_an_unknown_environment_lists_the_known() -> None:
 
 
 def test_every_task_can_be_asked_for_in_many_ways_and_both_languages() -> None:
-    assert set(language.instructions()) == set(TASKS)
+    assert set(language.instructions()) == {*TASKS, *kitchen_tasks.TASKS}
     for task, ways in language.instructions().items():
         assert set(ways) == {"en", "zh"}, task
         for said in ways.values():
@@ -131,14 +136,75 @@ def test_refusals_are_requests_for_no_task() -> None:
 
 
 def test_the_canonical_way_is_the_first() -> None:
-    assert language.canonical("drawer-open") == "open the drawer"
-    assert len({language.canonical(task) for task in TASKS}) == len(TASKS)
+    assert language.canonical(["drawer-open"]) == "open the drawer"
+    assert len({language.canonical([task]) for task in TASKS}) == len(TASKS)
     for task in TASKS:
-        assert language.canonical(task, "zh") == language.instructions()[task]["zh"][0]
+        assert language.canonical([task], "zh") == language.instructions()[task]["zh"][0]
+    both = language.canonical(["microwave", "light switch"])
+    assert both == "open the microwave, then turn on the light"
 
 
 def test_unknown_tasks_and_languages_have_no_canonical_way() -> None:
-    with pytest.raises(ValueError, match="no instructions for task 'fly'; there are: assembly"):
-        language.canonical("fly")
+    with pytest.raises(ValueError, match=r"no instructions for \['fly'\]; there are: assembly"):
+        language.canonical(["fly"])
     with pytest.raises(ValueError, match="no instructions in 'fr'; there are: en, zh"):
-        language.canonical("reach", "fr")
+        language.canonical(["reach"], "fr")
+
+
+# --- what is asked for in the kitchen ---------------------------------------------------------
+
+
+def test_every_frame_takes_every_clause_and_leaves_no_slot_open() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(1500):
+        n_tasks = int(rng.integers(1, language.MAX_TASKS + 1))
+        said = language.ask(rng, rng.permutation(kitchen_tasks.TASKS)[:n_tasks].tolist())
+        assert said.strip() == said and not set("{}") & set(said)
+
+
+def test_a_frame_orders_its_tasks_and_excludes_none_of_them() -> None:
+    book = language._read("kitchen")
+    for n_tasks, ways in book["frames"].items():
+        for frames in ways.values():
+            for frame in frames:
+                assert sorted(frame["order"]) == list(range(int(n_tasks))), frame
+                excluded = re.findall(r"\{not(\d)\}", frame["text"])
+                assert all(int(number) >= int(n_tasks) for number in excluded), frame
+
+
+def test_requests_are_of_every_kind_and_told_apart() -> None:
+    rng = np.random.default_rng(1)
+    drawn = [language.request(rng) for _ in range(600)]
+    refused = {said for said, tasks in drawn if not tasks}
+    assert 0.2 < len([1 for _, tasks in drawn if not tasks]) / len(drawn) < 0.4
+    assert {len(tasks) for _, tasks in drawn} == {0, 1, 2, 3, 4}
+    assert not refused & {said for said, tasks in drawn if tasks}
+    every_refusal = {text for texts in language.refusals().values() for text in texts}
+    assert refused <= every_refusal
+
+
+@pytest.mark.parametrize(
+    "env_id", ["kitchen", "kitchen/kettle", "kitchen/light switch+microwave", "kitchen/3"]
+)
+def test_goals_of_the_kitchen_are_ids(env_id: str) -> None:
+    assert scenes.check_env_id(env_id) == env_id
+
+
+@pytest.mark.parametrize("env_id", ["kitchen/oven", "kitchen/kettle+kettle", "kitchen/9"])
+def test_goals_that_the_kitchen_does_not_have(env_id: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown environment '{re.escape(env_id)}'"):
+        scenes.check_env_id(env_id)
+
+
+def test_requests_held_out_are_not_trained_on() -> None:
+    folder = Path(__file__).parents[1] / "data"
+    known = {
+        _plain(text)
+        for ways in [*language.instructions().values(), language.refusals()]
+        for texts in ways.values()
+        for text in texts
+    }
+    for name in ("instructions_heldout", "instructions_dev", "kitchen_heldout", "kitchen_dev"):
+        lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(lines) >= 100
+        assert not known & {_plain(json.loads(line)["instruction"]) for line in lines}, name
