@@ -198,6 +198,7 @@ class Step:
         pixels: noun → (camera → (x, y) in 0..1 of the image's width and height), labels for
             training only.
         done: whether the current sub-goal's predicate held before the action; a label.
+        met: bit i says whether that of sub-goal i of the plan did; a label.
         reward, success: the environment's own, after the action; labels.
     """
 
@@ -208,6 +209,7 @@ class Step:
     reward: float = 0.0
     success: bool = False
     pixels: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    met: int = 0
 
 
 @dataclass(frozen=True)

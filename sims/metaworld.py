@@ -24,6 +24,7 @@ import metaworld  # noqa: F401  isort: skip
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # isort: skip
 
 FPS = 80
+HORIZON = 400
 CAMERAS = ("workspace", "wrist")
 STATE_NAMES = ("gripper_x", "gripper_y", "gripper_z", "gripper_opening")
 ACTION_NAMES = ("dx", "dy", "dz", "grip")
@@ -67,13 +68,16 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         cameras: of "workspace" (close view from the side), "wrist", and "corner2" (the moved
             corner camera that published results use).
         image_size: pixels, pictures are square.
-        horizon: control steps until truncation.
+        horizon: control steps until truncation; 400 when None.
         quality: see `sims.rendering`.
         render: whether observations carry pictures; recording experts without video turns it off.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012
     success_rule = "any_step"
+    state_names = STATE_NAMES
+    action_names = ACTION_NAMES
+    robot = "sawyer"
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         *,
         cameras: tuple[str, ...] = CAMERAS,
         image_size: int = 224,
-        horizon: int = 400,
+        horizon: int | None = None,
         quality: Quality = "fast",
         render: bool = True,
     ) -> None:
@@ -92,7 +96,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         self.task = task
         self.env_id = f"metaworld/{task}-v3"
         self.spec_: TaskSpec = TASKS[task]
-        self.horizon = horizon
+        self.horizon = horizon or HORIZON
         self.render_mode = "rgb_array"
         self.cameras = cameras
         self.image_size = image_size
@@ -120,6 +124,10 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
     def tasks(self) -> tuple[str, ...]:
         """The goal: the one task of this scene."""
         return (self.task,)
+
+    def tasks_of(self, seed: int) -> tuple[str, ...]:
+        """The goal on the layout of `seed`; here always the same."""
+        return self.tasks
 
     @property
     def vocabulary(self) -> Vocabulary:

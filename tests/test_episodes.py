@@ -45,7 +45,7 @@ def make_episode(seed: int = 0, n: int = 12, **changes: Any) -> Episode:
         half = int(t >= n / 2)
         observation = Observation(images, state)
         steps.append(
-            Step(observation, action, half, t == n // 2, float(t), t == n - 1, pixels=pixels)
+            Step(observation, action, half, t == n // 2, float(t), t == n - 1, pixels, met=t % 4)
         )
     episode = Episode(
         "metaworld/drawer-open-v3",
@@ -86,7 +86,7 @@ def assert_same(got: Episode, expected: Episode, pictures: bool = True) -> None:
     assert got.info == {**expected.info, "values": [1.0, 2.0]}
     assert len(got.steps) == len(expected.steps)
     for ours, theirs in zip(got.steps, expected.steps, strict=True):
-        for name in ("subgoal", "done", "reward", "success"):
+        for name in ("subgoal", "done", "met", "reward", "success"):
             assert getattr(ours, name) == getattr(theirs, name), name
         assert np.array_equal(ours.action, theirs.action)
         assert np.array_equal(ours.observation.state, theirs.observation.state)

@@ -172,4 +172,6 @@ def _record(
     if labels is None:
         return step
     index = labels["subgoal"]
-    return replace(step, subgoal=index, done=bool(labels["met"][index]), pixels=labels["pixels"])
+    met = sum(1 << i for i, holds in enumerate(labels["met"]) if holds)
+    done = bool(labels["met"][index])
+    return replace(step, subgoal=index, done=done, met=met, pixels=labels["pixels"])

@@ -100,6 +100,7 @@ def load_agent(
         ablate=ablate,
         shuffled=_shuffled_subgoals() if ablate == "plan_shuffled" else {},
     )
-    agent = Agent(planner, former, policy, scenes.catalogue(), options)
+    catalogue = scenes.catalogue(tuple(config.get("scenes", ("metaworld",))))
+    agent = Agent(planner, former, policy, catalogue, options)
     agent.train_seeds = config.get("train_seeds")
     return agent

@@ -48,7 +48,7 @@ class EvaluateOptions:
         actor: who acts: the agent, the scripted expert (ceiling) or uniform noise (floor).
         ablate: what is taken from the agent, to see what it was worth.
         instructions: the plainest words, or one of the paraphrases, drawn by the seed.
-        horizon: control steps an episode.
+        horizon: control steps an episode; the environment's own when not given.
         workers: processes, one thread each.
         n_videos: of the first episodes of each task.
         output_dir: outputs/eval/<date>/<time>_<actor> when not given.
@@ -63,7 +63,7 @@ class EvaluateOptions:
     actor: ActorKind = "agent"
     ablate: Ablation = "none"
     instructions: Instructions = "canonical"
-    horizon: int = 400
+    horizon: int | None = None
     workers: int = 1
     n_videos: int = 2
     output_dir: Path | None = None
@@ -73,8 +73,9 @@ class EvaluateOptions:
         if self.actor != "agent" and (self.ablate != "none" or self.model or self.policy):
             raise ValueError(f"--ablate, --model and --policy change the agent, not '{self.actor}'")
         for name, least in (("horizon", 1), ("workers", 1), ("n_videos", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} is at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} is at least {least}, got {value}")
 
 
 def evaluate(options: EvaluateOptions) -> int:

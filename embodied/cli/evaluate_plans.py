@@ -28,13 +28,14 @@ class EvaluatePlansOptions:
     """What to evaluate.
 
     Args:
-        instructions: JSONL of {"instruction", "task" or null}; null must be refused.
+        instructions: JSONL of {"instruction", "task" or "tasks"}; null must be refused.
         verdicts: data sets whose clips are judged, comma-separated, of layouts not trained on.
         model: the planner; the shipped one.
         n_verdicts: clips to judge.
         seed: of the clips drawn.
         features_dir: where frozen features are cached.
         output_dir: where every answer is written; nowhere when not given.
+        scenes: which simulators' tasks the words may mean, comma-separated.
         json: print one JSON object.
     """
 
@@ -45,6 +46,7 @@ class EvaluatePlansOptions:
     seed: int = 0
     features_dir: Path = Path("outputs/features")
     output_dir: Path | None = None
+    scenes: str = "metaworld"
     json: bool = False
 
 
@@ -64,40 +66,48 @@ def _scores(options: EvaluatePlansOptions) -> dict[str, Any]:
     planner = Planner.load(options.model).for_inference()
     scores: dict[str, Any] = {}
     if options.instructions:
-        scores |= score_instructions(planner, options.instructions, options.output_dir)
+        scores |= score_instructions(planner, options)
     if options.verdicts:
         episodes = load_datasets(planner, options.verdicts, options.features_dir)
         scores |= score_verdicts(planner, episodes, options.n_verdicts, options.seed)
     return scores
 
 
-def score_instructions(planner: Planner, path: Path, out: Path | None) -> dict[str, Any]:
-    """Right task, right refusals and false refusals, with Wilson intervals."""
+def score_instructions(planner: Planner, options: EvaluatePlansOptions) -> dict[str, Any]:
+    """Right tasks in order, right refusals and false refusals, with Wilson intervals."""
+    path, out = options.instructions, options.output_dir
+    assert path is not None
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    catalogue = scenes.catalogue()
+    catalogue = scenes.catalogue(tuple(options.scenes.split(",")))
     answers, seconds = [], []
     for row in tqdm(rows, desc="instructions", file=sys.stderr):
         started = time.perf_counter()
         route = planner.route(row["instruction"], catalogue)
         seconds.append(time.perf_counter() - started)
-        said = route.tasks[0] if route.tasks else None
-        answers.append({**row, "said": said, "probability": route.probability})
+        answers.append(
+            {**row, "wanted": _wanted(row), "said": list(route.tasks), "p": route.probability}
+        )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(a, ensure_ascii=False) for a in answers]
         (out / "instructions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    good = [a for a in answers if a["task"] is not None]
-    bad = [a for a in answers if a["task"] is None]
+    good, bad = [a for a in answers if a["wanted"]], [a for a in answers if not a["wanted"]]
     scores = {
-        "right_task": _rate([a["said"] == a["task"] for a in good]),
-        "false_refusals": _rate([a["said"] is None for a in good]),
-        "refused": _rate([a["said"] is None for a in bad]),
+        "right_task": _rate([a["said"] == a["wanted"] for a in good]),
+        "false_refusals": _rate([not a["said"] for a in good]),
+        "refused": _rate([not a["said"] for a in bad]),
         "route_s": round(float(np.median(seconds)), 3),
     }
     for lang in ("en", "zh"):
         mine = [a for a in good if a.get("lang") == lang]
-        scores[f"right_task_{lang}"] = _rate([a["said"] == a["task"] for a in mine])
+        scores[f"right_task_{lang}"] = _rate([a["said"] == a["wanted"] for a in mine])
     return scores
+
+
+def _wanted(row: dict[str, Any]) -> list[str]:
+    """The tasks of a line, in order; none when it must be refused."""
+    tasks = row["tasks"] if "tasks" in row else row["task"] and [row["task"]]
+    return tasks or []
 
 
 def _rate(hits: Sequence[bool]) -> dict[str, Any]:

@@ -24,10 +24,14 @@ from embodied.model.alignment import Alignment
 from embodied.model.features import FeatureCache
 from embodied.model.planner import Planner
 from embodied.train import TrainOptions, train
-from sims import language
+from sims import language, scenes
 
-AGENT = {"execute": 4, "retreat": (0.0, 0.0, 0.8, -1.0), "retreat_steps": 10}
-"""How the agent acts with a policy trained here: let go means open the gripper and rise."""
+AGENTS: dict[str, dict[str, Any]] = {
+    "metaworld": {"execute": 4, "retreat": (0.0, 0.0, 0.8, -1.0), "retreat_steps": 10},
+    "kitchen": {"execute": 4, "retreat": (*[0.0] * 7, 1.0, 1.0), "retreat_steps": 4},
+}
+"""How the agent acts with a policy trained here, by simulator. To let go is to open the gripper;
+Meta-World's hand rises as well."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,23 @@ def load_datasets(planner: Planner, names: str, features_dir: Path) -> list[Reco
         reader = DatasetReader(Path(name))
         episodes += load_recorded(reader, FeatureCache.build(planner, reader, features_dir))
     return episodes
+
+
+def scene_families(episodes: Sequence[Recorded]) -> list[str]:
+    """The simulators that the episodes are of, which a policy trained on them can act in."""
+    return sorted({scenes.family(episode.meta.env_id) for episode in episodes})
+
+
+def agent_settings(episodes: Sequence[Recorded]) -> dict[str, Any]:
+    """How the agent is to act with a policy trained on `episodes`.
+
+    Raises:
+        ValueError: they are of two robots.
+    """
+    families = scene_families(episodes)
+    if len(families) > 1:
+        raise ValueError(f"one policy moves one robot; these episodes are of {families}")
+    return AGENTS[families[0]]
 
 
 def print_trained(module: torch.nn.Module) -> None:
@@ -120,9 +141,13 @@ def align(planner: Planner, options: FinetuneOptions) -> int:
         act_on, [*act_on, *extra], language, options.horizon, seed=options.seed
     )
     figures = train(module, sampler, _train_options(options))
-    notes: dict[str, Any] = {"trained_on": [options.dataset, options.look_at], "figures": figures}
+    notes: dict[str, Any] = {
+        "trained_on": [options.dataset, options.look_at],
+        "scenes": scene_families(act_on),
+        "figures": figures,
+    }
     planner.save(options.output_dir / "planner", **notes)
-    save_policy(options.output_dir / "policy", policy, None, agent=AGENT, **notes)
+    save_policy(options.output_dir / "policy", policy, None, agent=agent_settings(act_on), **notes)
     return 0
 
 

@@ -21,10 +21,11 @@ from embodied.agent.rollout import Decision, run_episode
 from embodied.episodes import DatasetError, DatasetReader, DatasetWriter, merge
 from embodied.model.plan import grounded_nouns, thought_text
 from embodied.types import Episode, Observation, Plan, Vocabulary
+from sims import experts
+from sims.experts import Fault
 
 _LINGER_STEPS = 10
 _STOP_STEPS = 28
-_FAULTS = ("stopped", "missed", "moved")
 _FAULT_STEPS = (10, 60)
 
 
@@ -41,7 +42,7 @@ class RecordOptions:
         noise: chance per step that a random push of the hand begins (recovery data).
         fault_fraction: share of the episodes in which something goes wrong, for verdicts.
         image_size: pixels of the square pictures.
-        horizon: control steps after which an episode is given up.
+        horizon: control steps after which an episode is given up; the environment's own when not given.
         workers: processes; the machine's cores when 0.
         model, policy: a planner and a policy that act while the expert labels what it would have
             done (DAgger, arXiv 1011.0686); the expert itself acts when not given.
@@ -55,7 +56,7 @@ class RecordOptions:
     noise: float = 0.0
     fault_fraction: float = 0.0
     image_size: int = 224
-    horizon: int = 250
+    horizon: int | None = None
     workers: int = 0
     model: Path | None = None
     policy: Path | None = None
@@ -69,36 +70,34 @@ class ExpertActor:
     def __init__(self, env: Any, seed: int, options: RecordOptions) -> None:
         self._env, self._options = env, options
         self._rng = np.random.default_rng([seed, zlib.crc32(env.env_id.encode())])
-        self.tag = self._draw_fault()
+        self.tag: Fault = "none"
 
-    def _draw_fault(self) -> str:
+    def _draw_fault(self) -> Fault:
         if self._rng.random() >= self._options.fault_fraction:
             return "none"
-        return str(self._rng.choice(_FAULTS))
+        possible = experts.faults(self._env)
+        return possible[int(self._rng.integers(len(possible)))]
 
     def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
-        from sims.experts.metaworld import MetaWorldExpert
-
         self._step = 0
-        self._expert = MetaWorldExpert(
+        self.tag = self._draw_fault()
+        self._expert = experts.demonstrator(
             self._env,
             self._rng,
             burst_rate=self._options.noise,
-            fault=self.tag,  # type: ignore[arg-type]
+            fault=self.tag,
             fault_step=int(self._rng.integers(*_FAULT_STEPS)),
             recover=self.recovers,
         )
         pixels = self._env.labels()["pixels"]
         camera = self._env.cameras[0]
-        places = {noun: pixels[noun][camera] for noun in grounded_nouns(vocabulary)}
-        return Plan(instruction, thought_text(places), vocabulary.subgoals, vocabulary.tasks)
+        wanted = vocabulary.narrowed(self._env.tasks)
+        places = {noun: pixels[noun][camera] for noun in grounded_nouns(wanted)}
+        return Plan(instruction, thought_text(places), wanted.subgoals, wanted.tasks)
 
     def disturb(self, step: int) -> None:
-        """Move the thing when this episode's fault says so."""
-        from sims.disturbances import move_object
-
-        if self.tag == "moved" and step == self._expert.fault_step:
-            move_object(self._env, self._rng)
+        """Change the scene when this episode's fault says so."""
+        self._expert.disturb(step)
 
     def act(self, observation: Observation) -> Decision:
         label, executed = self._expert.act()
@@ -116,14 +115,17 @@ class CorrectedActor(ExpertActor):
 
     recovers = False
 
+    def _draw_fault(self) -> Fault:
+        return "none"
+
     def __init__(self, env: Any, seed: int, options: RecordOptions) -> None:
         super().__init__(env, seed, options)
-        self.tag = "none"
         self._controller = _load_controller(options)
 
     def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
-        self._subgoals, self._index = vocabulary.subgoals, -1
-        return super().begin(observation, instruction, vocabulary)
+        plan = super().begin(observation, instruction, vocabulary)
+        self._subgoals, self._index = plan.subgoals, -1
+        return plan
 
     def act(self, observation: Observation) -> Decision:
         if self._index != self._env.tracker.index:
@@ -162,7 +164,10 @@ def _make(env_id: str, options: RecordOptions) -> Any:
     if _env is None or _env.env_id != env_id:
         if _env is not None:
             _env.close()
-        _env = scenes.make(env_id, image_size=options.image_size, horizon=options.horizon)
+        # the kitchen's own rule counts a cabinet that is a fifth open; demonstrations go on
+        more = {"rule": "strict"} if scenes.family(env_id) == scenes.KITCHEN else {}
+        size, horizon = options.image_size, options.horizon
+        _env = scenes.make(env_id, image_size=size, horizon=horizon, **more)
     return _env
 
 
@@ -173,7 +178,7 @@ def record_episode(env_id: str, seed: int, options: RecordOptions) -> Episode:
     env = _make(env_id, options)
     kind = ExpertActor if options.policy is None else CorrectedActor
     actor = kind(env, seed, options)
-    instruction = language.ask(np.random.default_rng([seed, 2]), env.tasks)
+    instruction = language.ask(np.random.default_rng([seed, 2]), env.tasks_of(seed))
     return run_episode(
         env,
         actor,
@@ -189,18 +194,16 @@ def record_episode(env_id: str, seed: int, options: RecordOptions) -> Episode:
 def _open_writer(part: Path, env_id: str, options: RecordOptions) -> DatasetWriter:
     if part.exists():
         return DatasetWriter.resume(part)
-    from sims.metaworld import ACTION_NAMES, FPS, STATE_NAMES
-
     env = _make(env_id, options)
     size = (options.image_size, options.image_size)
     return DatasetWriter(
         part,
-        fps=FPS,
+        fps=env.metadata["render_fps"],
         cameras=dict.fromkeys(env.cameras, size),
-        state_names=STATE_NAMES,
-        action_names=ACTION_NAMES,
-        robot_type="sawyer",
-        extra={"render_flags": env.render_flags, "horizon": options.horizon},
+        state_names=env.state_names,
+        action_names=env.action_names,
+        robot_type=env.robot,
+        extra={"render_flags": env.render_flags, "horizon": env.horizon},
     )
 
 

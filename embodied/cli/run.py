@@ -29,7 +29,7 @@ class RunOptions:
         model: folder of a trained model instead of the shipped one.
         policy: folder of a trained policy instead of the shipped one.
         output_dir: where the video goes, as mp4 and GIF.
-        horizon: control steps after which the agent is stopped.
+        horizon: control steps after which the agent is stopped; the environment's own when not given.
         json: print one JSON object and nothing else.
     """
 
@@ -39,7 +39,7 @@ class RunOptions:
     model: Path | None = None
     policy: Path | None = None
     output_dir: Path = Path("outputs/run")
-    horizon: int = 400
+    horizon: int | None = None
     json: bool = False
 
 

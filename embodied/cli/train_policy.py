@@ -12,7 +12,7 @@ import torch
 
 import policies
 from embodied.cli.assemble import SHIPPED, load_policy, save_policy
-from embodied.cli.finetune import AGENT, load_datasets, print_trained
+from embodied.cli.finetune import agent_settings, load_datasets, print_trained, scene_families
 from embodied.cli.finetune import state_statistics as statistics_of
 from embodied.egocot.dataset import AlignmentSampler, Recorded, is_imitable
 from embodied.model.alignment import Alignment
@@ -126,6 +126,7 @@ def train_policy(options: TrainPolicyOptions) -> int:
     notes: dict[str, Any] = {
         "trained_on": options.dataset,
         "n_demos": options.n_demos,
+        "scenes": scene_families(demos),
         "train_seeds": sorted({e.meta.seed for e in demos}),
         "figures": figures,
     }
@@ -133,7 +134,7 @@ def train_policy(options: TrainPolicyOptions) -> int:
         options.output_dir / "policy",
         policy,
         former if options.train_former else None,
-        agent=AGENT,
+        agent=agent_settings(demos),
         **notes,
     )
     print(f"saved {options.output_dir / 'policy'}", file=sys.stderr)

@@ -37,7 +37,7 @@ class Setting:
     policy: Path | None
     ablate: Ablation
     instructions: Instructions
-    horizon: int
+    horizon: int | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Trials:
     def __call__(self, job: Job) -> Record:
         env = self._open(job.env_id)
         actor = self._actor(env, job.seed)
-        instruction = self._instruction(env.tasks, job.seed)
+        instruction = self._instruction(env.tasks_of(job.seed), job.seed)
         recorder = None
         if job.video is not None:
             recorder = Recorder(env, self._words(actor, instruction), fine=False)

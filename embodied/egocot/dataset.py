@@ -58,6 +58,7 @@ class Recorded:
         cache: the feature cache that it is in.
         state: (T, S). action: (T, A). subgoal: (T,), index in the plan. done: (T,).
         places: noun → (T, cameras, 2), NaN where unknown.
+        met_bits: (T,), bit i says whether sub-goal i of the plan holds; None where not recorded.
     """
 
     meta: EpisodeMeta
@@ -68,6 +69,7 @@ class Recorded:
     subgoal: np.ndarray
     done: np.ndarray
     places: Mapping[str, np.ndarray]
+    met_bits: np.ndarray | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -79,7 +81,13 @@ class Recorded:
         return int(self.meta.info.get("fault_step", 0))
 
     def met(self, index: int, step: int) -> bool:
-        """Whether sub-goal `index` of the plan is met at `step`."""
+        """Whether sub-goal `index` of the plan is met at `step`.
+
+        One task's sub-goals build on each other: those before the current one are met. Tasks may
+        come undone in any order.
+        """
+        if len(self.tasks) > 1 and self.met_bits is not None:
+            return bool(int(self.met_bits[step]) >> index & 1)
         current = int(self.subgoal[step])
         return index < current or (index == current and bool(self.done[step]))
 
@@ -108,6 +116,7 @@ def _load_one(reader: DatasetReader, cache: FeatureCache, i: int) -> Recorded:
         columns["subgoal_index"],
         columns["subgoal.done"],
         {noun: p for noun, p in places.items() if np.isfinite(p).any()},
+        columns.get("subgoal.met"),
     )
 
 

@@ -28,6 +28,7 @@ def columns_of(episode: Episode, info: Info, nouns: Sequence[str]) -> dict[str, 
         "next.success": np.array([step.success for step in steps]),
         "subgoal_index": np.array([step.subgoal for step in steps]),
         "subgoal.done": np.array([step.done for step in steps]),
+        "subgoal.met": np.array([step.met for step in steps]),
         "timestamp": frame / info["fps"],
         "frame_index": frame,
     }
@@ -60,14 +61,14 @@ def steps_of(
     """
     pixels = _to_pixels(columns, cameras, nouns)
     nothing = np.zeros(len(pixels))
-    names = ("subgoal_index", "subgoal.done", "next.reward", "next.success")
+    names = ("subgoal_index", "subgoal.done", "subgoal.met", "next.reward", "next.success")
     labels = zip(*(columns.get(name, nothing) for name in names), strict=True)
     steps = []
-    for t, (subgoal, done, reward, success) in enumerate(labels):
+    for t, (subgoal, done, met, reward, success) in enumerate(labels):
         images = {camera: clip[t] for camera, clip in clips.items()}
         seen = Observation(images, columns["observation.state"][t])
         labelled = (int(subgoal), bool(done), float(reward), bool(success), pixels[t])
-        steps.append(Step(seen, columns["action"][t], *labelled))
+        steps.append(Step(seen, columns["action"][t], *labelled, met=int(met)))
     return steps
 
 

@@ -78,6 +78,7 @@ def new_features(
         ("next.success", "bool"),
         ("subgoal_index", "int64"),
         ("subgoal.done", "bool"),
+        ("subgoal.met", "int64"),
         ("timestamp", "float32"),
         ("frame_index", "int64"),
         *((number, "int64") for number in NUMBERS),

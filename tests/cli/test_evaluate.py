@@ -154,8 +154,8 @@ def test_tiny_agent_is_evaluated(
 
 def test_paraphrases_are_drawn_by_the_seed() -> None:
     trials = Trials(Setting("random", None, None, "none", "paraphrases", 5))
-    said = [trials._instruction("drawer-open", seed) for seed in range(30)]
-    assert said == [trials._instruction("drawer-open", seed) for seed in range(30)]
+    said = [trials._instruction(("drawer-open",), seed) for seed in range(30)]
+    assert said == [trials._instruction(("drawer-open",), seed) for seed in range(30)]
     assert len(set(said)) > 10
 
 
