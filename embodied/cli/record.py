@@ -42,7 +42,7 @@ class RecordOptions:
         noise: chance per step that a random push of the hand begins (recovery data).
         fault_fraction: share of the episodes in which something goes wrong, for verdicts.
         image_size: pixels of the square pictures.
-        horizon: control steps after which an episode is given up; the environment's own when not given.
+        horizon: control steps an episode at most; the environment's own when not given.
         workers: processes; the machine's cores when 0.
         model, policy: a planner and a policy that act while the expert labels what it would have
             done (DAgger, arXiv 1011.0686); the expert itself acts when not given.

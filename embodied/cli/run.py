@@ -29,7 +29,7 @@ class RunOptions:
         model: folder of a trained model instead of the shipped one.
         policy: folder of a trained policy instead of the shipped one.
         output_dir: where the video goes, as mp4 and GIF.
-        horizon: control steps after which the agent is stopped; the environment's own when not given.
+        horizon: control steps after which it is stopped; the environment's own when not given.
         json: print one JSON object and nothing else.
     """
 

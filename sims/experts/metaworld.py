@@ -5,15 +5,14 @@ The experts read the simulator (they make training data); the agent never does.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from metaworld.policies import ENV_POLICY_MAP
 
+from sims.disturbances import move_object
+from sims.experts import Fault
 from sims.metaworld import MetaWorldEnv
-
-Fault = Literal["none", "stopped", "moved", "missed"]
-FAULTS: tuple[Fault, ...] = ("none", "stopped", "moved", "missed")
 
 _STALL_STEPS = 20
 _RETREAT_STEPS = 12
@@ -73,6 +72,11 @@ class MetaWorldExpert:
         executed = self._disturbed(label)
         self._step += 1
         return label, executed
+
+    def disturb(self, step: int) -> None:
+        """Put the thing elsewhere when this episode's fault says so."""
+        if self.fault == "moved" and step == self.fault_step:
+            move_object(self._env, self._rng)
 
     def _clean_action(self) -> np.ndarray:
         if self.fault == "stopped" and self._step >= self.fault_step:
