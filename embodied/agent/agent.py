@@ -203,8 +203,10 @@ class Agent:
             case "plan_zeroed":
                 return None
             case "plan_shuffled":
-                others = self.options.shuffled[self._vocabulary.tasks[0]]
-                return others[min(self._index, len(others) - 1)]
+                first, _ = self._task_span(self._index)
+                owner = self._vocabulary.owner(self._plans[-1].subgoals[first])
+                others = self.options.shuffled[owner]
+                return others[min(self._index - first, len(others) - 1)]
             case _:
                 return self._plans[-1].subgoals[self._index]
 

@@ -63,21 +63,17 @@ def _load(module: torch.nn.Module, tensors: dict[str, Any], part: str, folder: P
 
 def _shuffled_subgoals() -> dict[str, tuple[Subgoal, ...]]:
     """Task → another task's sub-goals: each the next in the list, so none keeps its own."""
+    from sims import kitchen_tasks
     from sims.subgoals import MT10, TASKS
 
-    names = [*MT10, *(t for t in TASKS if t not in MT10)]
+    steps = {task: spec.subgoals for task, spec in TASKS.items()} | kitchen_tasks.SUBGOALS
+    rest = tuple(task for task in TASKS if task not in MT10)
     mixed: dict[str, tuple[Subgoal, ...]] = {}
-    for group in (names[: len(MT10)], names[len(MT10) :]):
+    for group in (MT10, rest, kitchen_tasks.TASKS):
         for i, task in enumerate(group):
-            mixed[task] = _first_other(task, group[i + 1 :] + group[:i])
+            others = (steps[o] for o in (*group[i + 1 :], *group[:i]))
+            mixed[task] = next(other for other in others if not set(steps[task]) & set(other))
     return mixed
-
-
-def _first_other(task: str, others: list[str]) -> tuple[Subgoal, ...]:
-    from sims.subgoals import TASKS
-
-    own = set(TASKS[task].subgoals)
-    return next(TASKS[o].subgoals for o in others if not own & set(TASKS[o].subgoals))
 
 
 def load_agent(

@@ -65,7 +65,8 @@ def _run(request: Request, folder: Path, options: RunOptions) -> dict[str, Any]:
     scene = choose_scene(agent, request.instruction, request.env)
     if scene.env is None:
         return _refusal(request, request.env, scene.refused, scene.latency_s)
-    with closing(scenes.make(scene.env, horizon=options.horizon)) as env:
+    goal = {"tasks": scene.tasks} if scene.env == scenes.KITCHEN else {}
+    with closing(scenes.make(scene.env, horizon=options.horizon, **goal)) as env:
         recorder = Recorder(env, agent.caption, fine=True)
         tried = attempt(env, agent, request.instruction, request.seed, recorder)
         if tried.refused is not None:
@@ -73,7 +74,8 @@ def _run(request: Request, folder: Path, options: RunOptions) -> dict[str, Any]:
         video = None
         if tried.n_steps:
             recorder.finish(outcome_line(tried))
-            video = folder / f"{env.task}_{request.seed}.mp4"
+            name = env.task.replace(", ", "+").replace(" ", "-")
+            video = folder / f"{name}_{request.seed}.mp4"
             recorder.save_mp4(video)
             recorder.save_gif(video.with_suffix(".gif"))
     return _fields(request, scene.env, tried, scene.latency_s, video)

@@ -6,6 +6,7 @@ from the words alone; plans and verdicts come with vision tokens of recorded epi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -43,13 +44,14 @@ _AFTER = {
     "en": (" please", " now", ", thanks", " for me", "!", "."),
     "zh": ("吧", "，谢谢", "。", "！"),
 }
+_HAN = re.compile("[\u4e00-\u9fff]")  # English may have a dash or an arrow that is no ASCII
 
 _POOL = 4
 
 
 def vary(rng: np.random.Generator, sentence: str) -> str:
     """The same request with small changes of form: case, closing mark, courtesies."""
-    language = "en" if sentence.isascii() else "zh"
+    language = "zh" if _HAN.search(sentence) else "en"
     if rng.random() < 0.4:
         sentence = sentence.rstrip(".!?。！？")
     if rng.random() < 0.25:
@@ -163,9 +165,13 @@ class ConversationSampler:
 
 
 def _told_tasks(episode: Recorded) -> tuple[str, ...]:
-    """The tasks that a plan is told, unless the scene is named after the only one it offers."""
+    """The tasks that a plan is told, unless the scene is the task's own, as `drawer-open-v3` is.
+
+    `kitchen/microwave` is not: that is a goal in a scene which offers others too.
+    """
     meta = episode.meta
-    return () if meta.task in meta.env_id else meta.plan.tasks
+    own = meta.env_id.partition("/")[2].startswith(f"{meta.task}-")
+    return () if own else meta.plan.tasks
 
 
 def _plan_answer(episode: Recorded, step: int, first: int) -> str:

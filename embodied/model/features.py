@@ -20,7 +20,7 @@ from tqdm import tqdm
 from embodied.config import ModelConfig
 from embodied.episodes import DatasetReader
 from embodied.model.former import EmbodiedFormer, TextState
-from embodied.model.planner import Planner
+from embodied.model.planner import Planner, cameras_of
 
 IMAGE_EVERY = 2
 """Control steps between cached pictures; also a clip's frame stride."""
@@ -104,7 +104,8 @@ class FeatureCache:
 
 
 def _key(config: ModelConfig, reader: DatasetReader) -> str:
-    parts = [config.vision, config.image_size, config.vision_layers, config.cameras, config.dtype]
+    cameras = cameras_of(config.cameras, tuple(reader.cameras))
+    parts = [config.vision, config.image_size, config.vision_layers, cameras, config.dtype]
     parts += [(e.env_id, e.seed, e.tag, e.length) for e in reader.episodes]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -120,6 +121,7 @@ def _spans(lengths: list[int]) -> list[EpisodeSpan]:
 
 def _fill(planner: Planner, reader: DatasetReader, folder: Path, lengths: list[int]) -> None:
     config = planner.config
+    cameras = cameras_of(config.cameras, tuple(reader.cameras))
     shape = (len(config.cameras), config.former.n_patches, config.former.vision_width)
     n_pictures, n_tubes = sum(map(n_images, lengths)), sum(map(n_tubelets, lengths))
     images = np.lib.format.open_memmap(
@@ -130,7 +132,7 @@ def _fill(planner: Planner, reader: DatasetReader, folder: Path, lengths: list[i
     )
     for i, span in enumerate(tqdm(_spans(lengths), desc="vision features", unit="episode")):
         steps = np.arange(0, span.length, IMAGE_EVERY)
-        frames = np.stack([reader.frames(i, c, steps) for c in config.cameras], 1)
+        frames = np.stack([reader.frames(i, c, steps) for c in cameras], 1)
         # (pictures, cameras, H, W, 3)
         images[span.first_image : span.first_image + len(steps)] = _tokens(
             planner, frames[:, :, None]

@@ -239,9 +239,21 @@ def stack_cameras(observations: Sequence[Observation], cameras: Sequence[str]) -
     Raises:
         ValueError: an observation lacks a camera that the model needs.
     """
-    missing = set(cameras) - set(observations[0].images)
-    if missing:
-        raise ValueError(
-            f"the model needs the cameras {list(cameras)}, got {list(observations[0].images)}"
-        )
-    return np.stack([np.stack([o.images[c] for o in observations]) for c in cameras])[None]
+    names = cameras_of(cameras, tuple(observations[0].images))
+    return np.stack([np.stack([o.images[c] for o in observations]) for c in names])[None]
+
+
+def cameras_of(wanted: Sequence[str], there: Sequence[str]) -> tuple[str, ...]:
+    """The cameras to look through, in the model's order.
+
+    A scene whose cameras have other names shows as many, in the same places of the order: one
+    that sees the whole first, then one at the hand.
+
+    Raises:
+        ValueError: there are others, and not as many.
+    """
+    if set(wanted) <= set(there):
+        return tuple(wanted)
+    if len(wanted) == len(there):
+        return tuple(there)
+    raise ValueError(f"the model needs the cameras {list(wanted)}, got {list(there)}")

@@ -1,10 +1,11 @@
-"""A stand-in agent that needs no weights, and the real one where its weights are there."""
+"""A stand-in agent that needs no weights, the real one where its weights are there, tiny data."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -128,3 +129,37 @@ def shipped_agent(real_agent: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`load_agent` then returns the one agent that is loaded already."""
     monkeypatch.setattr("embodied.cli.assemble.load_agent", lambda *_, **__: real_agent)
     return real_agent
+
+
+@pytest.fixture(scope="session")
+def tiny_planner(tiny_weights: list[str]) -> Path:
+    """The folder of the tiny random planner."""
+    return Path(tiny_weights[1])
+
+
+@pytest.fixture(scope="session")
+def recorded_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two successes of the expert, of about fifty steps and two sub-goals, in tiny pictures."""
+    from embodied.cli.record import RecordOptions, record
+
+    folder = tmp_path_factory.mktemp("recorded") / "set"
+    env = "metaworld/handle-press-v3"
+    assert record(RecordOptions(env, 2, folder, image_size=32, horizon=90, workers=1)) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def features_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the features of `recorded_set` are kept once they are computed."""
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On one thread sums are added up in one order, so results are equal to the bit."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)

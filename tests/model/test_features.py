@@ -66,6 +66,8 @@ def test_spans_of_many_episodes_do_not_overlap() -> None:
 class _Reader:
     """Two recorded episodes of noise."""
 
+    cameras = ("workspace", "wrist")
+
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
         self.videos = [rng.integers(0, 256, (n, 2, 64, 64, 3), dtype=np.uint8) for n in (9, 2)]
@@ -75,7 +77,7 @@ class _Reader:
         ]
 
     def frames(self, episode: int, camera: str, steps: np.ndarray) -> np.ndarray:
-        return self.videos[episode][steps, ("workspace", "wrist").index(camera)]
+        return self.videos[episode][steps, self.cameras.index(camera)]
 
 
 @pytest.fixture

@@ -28,6 +28,13 @@ from embodied.types import STATUSES, Plan, Subgoal, Vocabulary
 from sims import scenes
 
 CATALOGUE = scenes.catalogue()
+LONGEST = (
+    "kettle",
+    "hinge cabinet",
+    "slide cabinet",
+    "bottom burner",
+)  # that one sentence asks for
+CATALOGUE["kitchen"] = CATALOGUE["kitchen"].narrowed(LONGEST)
 SCENES = pytest.mark.parametrize("env_id", list(CATALOGUE))
 DRAWER = CATALOGUE["metaworld/drawer-open-v3"]
 THOUGHT = "Thought: drawer handle at (104, 88), gripper at (70, 50)."
@@ -173,7 +180,7 @@ def test_what_is_taught_is_within_the_grammar(
     tokens = [*tokenizer(_plan_text(vocabulary)).input_ids, tokenizer.eos_token_id]
     assert _matcher(words, grammar).validate_tokens(tokens) == len(tokens)
     other = Subgoal("polish", ("moon",))
-    wrong = _plan_text(Vocabulary(vocabulary.tasks, (*vocabulary.subgoals, other)))
+    wrong = _plan_text(Vocabulary((vocabulary.tasks[0],), (*vocabulary.subgoals, other)))
     tokens = tokenizer(wrong).input_ids
     assert _matcher(words, grammar).validate_tokens(tokens) < len(tokens)
 

@@ -1,0 +1,81 @@
+"""The kitchen's expert with disturbances and faults: its episodes show ways back as well."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sims.experts import Fault
+from sims.experts.kitchen import KitchenExpert
+from sims.kitchen import N_ARM, KitchenEnv
+from sims.kitchen_disturbances import move_kettle, push_back
+
+_BURST_STEPS = (2, 6)
+_BURST = 0.35
+_MISS_M = (0.07, 0.12)
+_PUSH_FROM = 0.4
+"""The part of the way from which an element can be pushed back."""
+
+
+class KitchenDemonstrator:
+    """The expert; what is executed may be disturbed, and the label stays the clean action.
+
+    Args:
+        env: the environment, already reset.
+        rng: source of the variation and the disturbances.
+        burst_rate: chance per step that a short push of the arm in a random direction begins.
+        fault: "stopped": the hand halts for good. "missed": it works beside the handle. "moved":
+            the kettle is put elsewhere. "pushed_back": an element that is under way or done is
+            set back to its start. From the last two the expert recovers.
+        fault_step: when it goes wrong; an element is pushed back once one is far enough.
+    """
+
+    def __init__(
+        self,
+        env: KitchenEnv,
+        rng: np.random.Generator,
+        *,
+        burst_rate: float = 0.0,
+        fault: Fault = "none",
+        fault_step: int = 0,
+    ) -> None:
+        self._env, self._rng = env, rng
+        self.fault: Fault = fault
+        self.fault_step = fault_step
+        self._burst_rate, self._burst_left = burst_rate, 0
+        self._burst = np.zeros(N_ARM, np.float32)
+        angle = rng.uniform(0, 2 * np.pi)
+        miss = rng.uniform(*_MISS_M) * np.array([np.cos(angle), 0.0, np.sin(angle)])
+        self._expert = KitchenExpert(env, rng, miss_m=miss if fault == "missed" else None)
+        self._step = 0
+        self._is_disturbed = False
+
+    def act(self) -> tuple[np.ndarray, np.ndarray]:
+        """The next action as (label, executed), both float32 (9,) within the bounds."""
+        stopped = self.fault == "stopped" and self._step >= self.fault_step
+        label = self._expert.hold() if stopped else self._expert.act()
+        self._step += 1
+        return label, label if stopped else self._disturbed(label)
+
+    def disturb(self, step: int) -> None:
+        """Push an element back, or move the kettle, when this episode's fault says so."""
+        if self._is_disturbed or step < self.fault_step:
+            return
+        if self.fault == "moved":
+            self._is_disturbed = move_kettle(self._env, self._rng)
+        elif self.fault == "pushed_back":
+            travel = self._env.truth().travel
+            far = [task for task in self._env.tasks if travel[task] > _PUSH_FROM]
+            self._is_disturbed = bool(far) and push_back(self._env, str(self._rng.choice(far)))
+        if self._is_disturbed:
+            self.fault_step = step
+
+    def _disturbed(self, label: np.ndarray) -> np.ndarray:
+        if self._burst_left == 0 and self._rng.random() < self._burst_rate:
+            self._burst_left = int(self._rng.integers(*_BURST_STEPS))
+            self._burst = self._rng.uniform(-_BURST, _BURST, N_ARM).astype(np.float32)
+        if self._burst_left == 0:
+            return label
+        self._burst_left -= 1
+        executed = label.copy()
+        executed[:N_ARM] += self._burst
+        return np.clip(executed, -1, 1)
