@@ -193,6 +193,8 @@ class KitchenEnv(gym.Env[dict[str, Any], np.ndarray]):
         options = options or {}
         if unknown := set(options) - set(OPTIONS):
             raise ValueError(f"unknown options {sorted(unknown)}; there are: {', '.join(OPTIONS)}")
+        if {"opened", "qpos"} <= set(options):
+            raise ValueError("'qpos' tells what is open already: leave 'opened' out")
         if seed is None:
             seed = int(self.np_random.integers(FAMILY_SIZE)) + FIRST_SEED["train"]
         self.seed_ = seed

@@ -40,6 +40,9 @@ COMMANDS = {
     "run": Command("embodied.cli.run:run", "give the simulated agent a task; saves a video"),
     "plan": Command("embodied.cli.plan:plan", "plan a task without carrying it out"),
     "record": Command("embodied.cli.record:record", "record expert demonstrations (LeRobot v3.0)"),
+    "import": Command(
+        "embodied.cli.import_:import_", "people's kitchen demonstrations, replayed (LeRobot v3.0)"
+    ),
     "train-policy": Command(
         "embodied.cli.train_policy:train_policy", "train a policy from demonstrations"
     ),

@@ -198,12 +198,16 @@ def _open_writer(part: Path, env_id: str, options: RecordOptions) -> DatasetWrit
     size = (options.image_size, options.image_size)
     return DatasetWriter(
         part,
-        fps=env.metadata["render_fps"],
+        fps=round(env.metadata["render_fps"]),  # the format stores whole ones
         cameras=dict.fromkeys(env.cameras, size),
         state_names=env.state_names,
         action_names=env.action_names,
         robot_type=env.robot,
-        extra={"render_flags": env.render_flags, "horizon": env.horizon},
+        extra={
+            "control_hz": env.metadata["render_fps"],
+            "render_flags": env.render_flags,
+            "horizon": env.horizon,
+        },
     )
 
 
