@@ -48,6 +48,11 @@ def family(env_id: str) -> str:
     return env_id.partition("/")[0]
 
 
+def scene_of(env_id: str) -> str:
+    """The catalogue's id of the scene that `env_id` is in, whatever its goal."""
+    return KITCHEN if family(env_id) == KITCHEN else env_id
+
+
 def task_sets() -> dict[str, list[str]]:
     """Name of a set → its environment ids, in the benchmark's order."""
     sets = {"mt10": MT10, "mt50": tuple(TASKS), "mw5": MW5}

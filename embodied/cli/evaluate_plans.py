@@ -19,8 +19,11 @@ from embodied.cli.common import stdout_to_stderr
 from embodied.cli.finetune import load_datasets
 from embodied.egocot.dataset import Recorded, clip_tokens, draw_verdict, group_by_task, verdict_of
 from embodied.metrics import Rate, verdict_scores
+from embodied.model.plan import GRID, parse_thought
 from embodied.model.planner import Planner
-from sims import scenes
+from sims import language, scenes
+
+_NEAR_PX = 10
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,11 @@ class EvaluatePlansOptions:
 
     Args:
         instructions: JSONL of {"instruction", "task" or "tasks"}; null must be refused.
+        plans: data sets whose first pictures are planned for, comma-separated, of layouts not
+            trained on.
         verdicts: data sets whose clips are judged, comma-separated, of layouts not trained on.
         model: the planner; the shipped one.
+        n_plans: episodes to plan for.
         n_verdicts: clips to judge.
         seed: of the clips drawn.
         features_dir: where frozen features are cached.
@@ -40,8 +46,10 @@ class EvaluatePlansOptions:
     """
 
     instructions: Path | None = None
+    plans: str = ""
     verdicts: str = ""
     model: Path = SHIPPED / "planner"
+    n_plans: int = 100
     n_verdicts: int = 300
     seed: int = 0
     features_dir: Path = Path("outputs/features")
@@ -67,6 +75,9 @@ def _scores(options: EvaluatePlansOptions) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     if options.instructions:
         scores |= score_instructions(planner, options)
+    if options.plans:
+        episodes = load_datasets(planner, options.plans, options.features_dir)
+        scores |= score_plans(planner, episodes, options.n_plans, options.seed)
     if options.verdicts:
         episodes = load_datasets(planner, options.verdicts, options.features_dir)
         scores |= score_verdicts(planner, episodes, options.n_verdicts, options.seed)
@@ -114,6 +125,35 @@ def _rate(hits: Sequence[bool]) -> dict[str, Any]:
     rate = Rate(sum(hits), len(hits))
     percent = None if rate.percent is None else round(rate.percent, 1)
     return {"k": rate.k, "n": rate.n, "pc": percent, "wilson95": rate.wilson95}
+
+
+def score_plans(
+    planner: Planner, episodes: Sequence[Recorded], n: int, seed: int
+) -> dict[str, Any]:
+    """Plans for the first pictures: are the steps the expert's, and are things where it says?
+
+    The error is in pixels of a 224 px picture, over all that a thought names and that is in view.
+    """
+    rng = np.random.default_rng(seed)
+    catalogue = scenes.catalogue()
+    right, errors = [], []
+    for i in tqdm(rng.permutation(len(episodes))[:n], desc="plans", file=sys.stderr):
+        episode = episodes[i]
+        tokens = torch.from_numpy(episode.cache.images[episode.span.image(0)][None, :, None])
+        vocabulary = catalogue[scenes.scene_of(episode.meta.env_id)]
+        said = language.ask(rng, episode.tasks)
+        plan = planner.plan_tokens(tokens.float(), said, vocabulary, tasks=episode.tasks)
+        right.append(plan.subgoals == episode.meta.plan.subgoals)
+        for noun, place in parse_thought(plan.thought).items():
+            true = episode.places[noun][0, 0] if noun in episode.places else np.array([np.nan])
+            if np.isfinite(true).all():
+                errors.append(float(np.linalg.norm(np.array(place) - true) * GRID))
+    within = [error < _NEAR_PX for error in errors]
+    return {
+        "plan_right": _rate(right),
+        "grounding_median_px": round(float(np.median(errors)), 1) if errors else None,
+        f"grounding_within_{_NEAR_PX}_px": _rate(within),
+    }
 
 
 @torch.no_grad()

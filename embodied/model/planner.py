@@ -197,8 +197,20 @@ class Planner(nn.Module):
             experience: what was learnt from a failed attempt, in words.
             tasks: in order, where the scene offers several; all that it offers when empty.
         """
-        offered = vocabulary.narrowed(tasks) if tasks else vocabulary
         vision = self.see(stack_cameras([observation], self.config.cameras))
+        return self.plan_tokens(vision, instruction, vocabulary, experience, tasks)
+
+    @torch.no_grad()
+    def plan_tokens(
+        self,
+        vision: Tensor,
+        instruction: str,
+        vocabulary: Vocabulary,
+        experience: str = "",
+        tasks: Sequence[str] = (),
+    ) -> Plan:
+        """The same from the picture's vision tokens (1, cameras, 1, N, W)."""
+        offered = vocabulary.narrowed(tasks) if tasks else vocabulary
         visual = self.visual_tokens(vision, PLAN_TEXT.format(instruction))
         prompt = plan_prompt(instruction, experience, tasks if len(vocabulary.tasks) > 1 else ())
         decoded = self.decoder.decode(visual, prompt, plan_grammar(offered))
