@@ -32,7 +32,7 @@ $embodied finetune --stage align --model "$out/words/planner" --dataset "$data/m
 # 3. the language model says plans and verdicts from what is seen; meanwhile the policy learns
 # what the expert would have done where the policy went (DAgger)
 $embodied finetune --stage plan --model "$out/align/planner" --dataset "$data/mt10" \
-  --look_at "$data/mt50" --steps 350 --learning_rate 0.0003 --threads 1 \
+  --look_at "$data/mt50" --steps 220 --learning_rate 0.0003 --threads 1 \
   --features_dir "$out/features" --output_dir "$out/plan" >"$out/plan.log" 2>&1 &
 plan=$!
 $embodied record --env "$hard" --n_episodes 45 --seed 2000 --horizon 110 \

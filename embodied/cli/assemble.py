@@ -37,17 +37,17 @@ def load_policy(folder: Path, planner: Planner) -> tuple[Any, EmbodiedFormer, di
     tensors, config = checkpoint.load(folder)
     if "policy" not in config:
         raise checkpoint.CheckpointError(f"{folder} holds no policy; give another folder")
+    if config["policy"]["width"] != planner.config.former.width:
+        raise checkpoint.CheckpointError(
+            f"{folder} is a policy for a former of width {config['policy']['width']}, "
+            f"the planner's is {planner.config.former.width}; give the --model it was trained with"
+        )
     policy = policies.make(**config["policy"])
     _load(policy, tensors, "policy", folder)
     former = planner.former
     if config["has_former"]:
         former = EmbodiedFormer(planner.config.former)
         _load(former, tensors, "former", folder)
-    if config["policy"]["width"] != planner.config.former.width:
-        raise checkpoint.CheckpointError(
-            f"{folder} is a policy for a former of width {config['policy']['width']}, "
-            f"the planner's is {planner.config.former.width}; give the --model it was trained with"
-        )
     return policy.eval(), former.eval(), config
 
 

@@ -139,14 +139,14 @@ def score_plans(
     right, errors = [], []
     for i in tqdm(rng.permutation(len(episodes))[:n], desc="plans", file=sys.stderr):
         episode = episodes[i]
-        tokens = torch.from_numpy(episode.cache.images[episode.span.image(0)][None, :, None])
+        tokens = torch.from_numpy(episode.cache.images[[episode.span.image(0)]][:, :, None])
         vocabulary = catalogue[scenes.scene_of(episode.meta.env_id)]
         said = language.ask(rng, episode.tasks)
         plan = planner.plan_tokens(tokens.float(), said, vocabulary, tasks=episode.tasks)
         right.append(plan.subgoals == episode.meta.plan.subgoals)
         for noun, place in parse_thought(plan.thought).items():
             true = episode.places[noun][0, 0] if noun in episode.places else np.array([np.nan])
-            if np.isfinite(true).all():
+            if ((true >= 0) & (true <= 1)).all():  # not where it is unknown
                 errors.append(float(np.linalg.norm(np.array(place) - true) * GRID))
     within = [error < _NEAR_PX for error in errors]
     return {

@@ -108,7 +108,14 @@ def state_statistics(episodes: Sequence[Recorded]) -> tuple[torch.Tensor, torch.
 
 
 def finetune(options: FinetuneOptions) -> int:
-    """Run one stage. Returns the exit status."""
+    """Run one stage. Returns the exit status.
+
+    Raises:
+        ValueError: the stage needs a data set and none is given.
+    """
+    given = options.dataset or (options.stage == "plan" and options.look_at)
+    if options.stage != "words" and not given:
+        raise ValueError(f"stage {options.stage} needs recorded episodes; give --dataset")
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -124,6 +131,7 @@ def align(planner: Planner, options: FinetuneOptions) -> int:
     """Stage 1: Embodied-former and policy."""
     act_on = load_datasets(planner, options.dataset, options.features_dir)
     extra = load_datasets(planner, options.look_at, options.features_dir)
+    agent = agent_settings(act_on)
     config = planner.config
     policy = policies.make(
         "mlp",
@@ -147,7 +155,7 @@ def align(planner: Planner, options: FinetuneOptions) -> int:
         "figures": figures,
     }
     planner.save(options.output_dir / "planner", **notes)
-    save_policy(options.output_dir / "policy", policy, None, agent=agent_settings(act_on), **notes)
+    save_policy(options.output_dir / "policy", policy, None, agent=agent, **notes)
     return 0
 
 

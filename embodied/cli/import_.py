@@ -15,7 +15,8 @@ Either is open-loop: nothing that happens to an object changes what is done.
 
 *Tasks.* The plan and the instruction name the tasks that the replay completed, by FrankaKitchen's
 rule, in the order in which it did, whatever the goal says: D4RL writes one goal over demonstrations
-of other tasks. An episode that completed nothing has the goal's tasks and is a failure.
+of other tasks. An episode that completed nothing has the goal's tasks and is a failure. Of more
+than four tasks, which no sentence asks for, the first four are told.
 
 *Sub-goals.* A person works on a task until its element is open by the strict rule, or, where they
 leave it short of that, nearly as far as they ever bring it. (`KitchenTracker`, which knows the
@@ -225,10 +226,10 @@ class Importer:
 
     def episode(self, demo: Demonstration) -> Episode:
         """The demonstration, replayed; its info says what was completed when."""
-        qpos = self._rehearse(demo)
+        qpos = self.rehearse(demo)
         done = completions(qpos)
-        tasks = tuple(done) or demo.goal
-        ends = task_ends(qpos, tuple(done))
+        tasks = (tuple(done) or demo.goal)[: language.MAX_TASKS]
+        ends = task_ends(qpos, tasks) if done else []
         length = len(demo.actions)
         n_steps = min(length, ends[-1] + _LINGER_STEPS) if ends else length
         told = {
@@ -249,7 +250,7 @@ class Importer:
             linger_steps=length,
         )
 
-    def _rehearse(self, demo: Demonstration) -> np.ndarray:
+    def rehearse(self, demo: Demonstration) -> np.ndarray:
         """(T + 1, 30): every state that the replay goes through."""
         seen: list[np.ndarray] = []
         length, first = len(demo.actions), demo.goal[:1]  # what is asked for changes nothing

@@ -63,22 +63,24 @@ def choose_demos(episodes: list[Recorded], n_demos: int) -> list[Recorded]:
     """The first `n_demos` successes of every task.
 
     Raises:
-        ValueError: a task has fewer.
+        ValueError: a task has fewer, or none has any.
     """
     chosen: dict[str, list[Recorded]] = {}
     for episode in episodes:
+        found = chosen.setdefault(episode.meta.task, [])
         if is_imitable(episode.meta):
-            chosen.setdefault(episode.meta.task, []).append(episode)
-    few = {task: len(found) for task, found in chosen.items() if len(found) < n_demos}
-    if few or not chosen:
-        raise ValueError(f"{n_demos} successful demonstrations a task were asked for, got {few}")
+            found.append(episode)
+    few = {task: len(found) for task, found in chosen.items() if len(found) < max(1, n_demos)}
+    if (few and n_demos) or len(few) == len(chosen):
+        asked = n_demos or "all"
+        raise ValueError(f"{asked} successful demonstrations a task were asked for, got {few}")
     return [e for found in chosen.values() for e in found[: n_demos or None]]
 
 
 def _start(
     options: TrainPolicyOptions, planner: Planner, demos: list[Recorded]
 ) -> tuple[Any, EmbodiedFormer]:
-    """The policy and its own copy of the former, as training finds them."""
+    """The policy and its former, as training finds them: a copy when it is to be trained."""
     config = planner.config
     if options.init is not None:
         policy, former, _ = load_policy(options.init, planner)
@@ -94,7 +96,9 @@ def _start(
             horizon=options.horizon,
         )
         policy.set_state_statistics(*statistics_of(demos))
-    return policy, copy.deepcopy(former).requires_grad_(options.train_former)
+    if not options.train_former:
+        return policy, former.requires_grad_(False)
+    return policy, copy.deepcopy(former).requires_grad_(True)
 
 
 def train_policy(options: TrainPolicyOptions) -> int:
@@ -104,6 +108,7 @@ def train_policy(options: TrainPolicyOptions) -> int:
     config = planner.config
     found = load_datasets(planner, options.dataset, options.features_dir)
     demos = choose_demos(found, options.n_demos)
+    agent = agent_settings(demos)
     print(f"{len(demos)} demonstrations", file=sys.stderr)
     policy, former = _start(options, planner, demos)
     module = Alignment(former, policy, planner.embed_texts, len(config.cameras))
@@ -133,8 +138,8 @@ def train_policy(options: TrainPolicyOptions) -> int:
     save_policy(
         options.output_dir / "policy",
         policy,
-        former if options.train_former else None,
-        agent=agent_settings(demos),
+        None if former is planner.former else former,
+        agent=agent,
         **notes,
     )
     print(f"saved {options.output_dir / 'policy'}", file=sys.stderr)

@@ -17,8 +17,8 @@ from embodied.types import Vocabulary
 
 ROUTE_PROMPT = "Instruction: {instruction}\nWhich task is it?"
 
-REFUSE_ABOVE = 0.5
-"""Probability of a refusal from which an instruction is refused."""
+REFUSE_ABOVE = 0.2
+"""Probability of a refusal from which an instruction is refused; see docs/log.md for the choice."""
 
 FITS_ABOVE = 0.05
 """Probability of its task from which an instruction fits the scene at hand."""

@@ -143,7 +143,7 @@ def recorded_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from embodied.cli.record import RecordOptions, record
 
     folder = tmp_path_factory.mktemp("recorded") / "set"
-    env = "metaworld/handle-press-v3"
+    env = "metaworld/coffee-button-v3"
     assert record(RecordOptions(env, 2, folder, image_size=32, horizon=90, workers=1)) == 0
     return folder
 

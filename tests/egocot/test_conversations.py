@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from embodied.model.llm import chat
 from embodied.model.plan import GRID, REASONS, REFUSE, parse_thought, verdict_texts
 from embodied.model.planner import JUDGE_TEXT, PLAN_TEXT, Planner
 from embodied.model.routing import ROUTE_PROMPT, route, spoken
-from embodied.types import STATUSES, Observation, Plan, Subgoal, Verdict, Vocabulary
+from embodied.types import STATUSES, Plan, Subgoal, Verdict, Vocabulary
 from sims import language, scenes
 
 Make = Callable[..., Recorded]
@@ -41,26 +40,17 @@ def _sampler(
     return ConversationSampler(episodes, language, sizes, **changes)
 
 
-def _offered(env_id: str) -> Vocabulary:
-    """What the scene that `env_id` is played in offers."""
-    return CATALOGUE[env_id if env_id in CATALOGUE else scenes.family(env_id)]
-
-
 class RunTime:
-    """Stands in for a planner, so that its own `plan`, `judge` and `route` show what they ask.
+    """Stands in for a planner, so that its own plan, verdict and route show what they ask.
 
     The model's answer is given; what it was asked, and what the former was told, is kept.
     """
-
-    config = SimpleNamespace(cameras=("workspace",))
 
     def __init__(self, answer: str) -> None:
         self.answer, self.decoder = answer, self
         self.prompts: list[str] = []
 
-    def see(self, frames: np.ndarray) -> None: ...
-
-    def visual_tokens(self, vision: None, text: str) -> None:
+    def visual_tokens(self, vision: torch.Tensor, text: str) -> None:
         self.text = text
 
     def decode(self, visual: None, prompt: str, grammar: str) -> Decoded:
@@ -83,12 +73,12 @@ class RunTime:
     def plan(
         self, instruction: str, vocabulary: Vocabulary, experience: str, tasks: Sequence[str]
     ) -> Plan:
-        picture = {"workspace": np.zeros((2, 2, 3), np.uint8)}
-        observation, me = Observation(picture, np.zeros(4, np.float32)), self
-        return Planner.plan(me, observation, instruction, vocabulary, experience, tasks)  # type: ignore[arg-type]
+        me: Any = self
+        return Planner.plan_tokens(me, torch.zeros(1), instruction, vocabulary, experience, tasks)
 
     def judge(self, subgoal: Subgoal) -> Verdict:
-        return Planner.judge_tokens(self, torch.zeros(1), subgoal)  # type: ignore[arg-type]
+        me: Any = self
+        return Planner.judge_tokens(me, torch.zeros(1), subgoal)
 
 
 # --- batches ---------------------------------------------------------------------------------
@@ -227,7 +217,9 @@ def test_plans_are_asked_for_as_at_run_time_and_the_answer_is_the_plan(
         for i, (prompt, answer) in enumerate(zip(turns.prompts, turns.answers, strict=True)):
             model, experience = RunTime(answer), _experience(prompt)
             instruction = turns.texts[i].removeprefix(PLAN_TEXT.format(""))
-            got = model.plan(instruction, _offered(env_id), experience, plan.tasks)
+            got = model.plan(
+                instruction, CATALOGUE[scenes.scene_of(env_id)], experience, plan.tasks
+            )
             assert (model.prompts, model.text) == ([prompt], turns.texts[i])
             step = _step_of(turns, i, episode)
             first = int(episode.subgoal[step]) if experience else 0
@@ -257,7 +249,7 @@ def test_tasks_are_told_in_every_scene_that_offers_several(make: Make) -> None:
         meta = dataclasses.replace(episode.meta, env_id=env_id)
         episode = dataclasses.replace(episode, meta=meta)
         (turns,) = _sampler([episode], (0, 1, 0))(0)
-        several = len(_offered(env_id).tasks) > 1
+        several = len(CATALOGUE[scenes.scene_of(env_id)].tasks) > 1
         expected = f"\nTasks: {spoken(episode.tasks)}\n" if several else "Tasks:"
         assert (expected in turns.prompts[0]) == several, env_id
 

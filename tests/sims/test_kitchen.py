@@ -230,6 +230,41 @@ def test_level_1_opens_what_is_not_the_goal_and_level_2_the_goal_too(blind: Kitc
     assert opened == {0: set(), 1: set(TASKS) - set(goal), 2: set(TASKS)}
 
 
+def test_a_start_may_be_given_whole(blind: KitchenEnv) -> None:
+    by_seed = blind.reset(seed=3)[1]["layout_sha"]
+    qpos = blind.data.qpos.copy()
+    qpos[7] = 0.05  # as an observation with noise has it; a finger goes to 0.04
+    qpos[26:30] *= 1.01
+    set_element(blind.model, qpos, ELEMENTS["microwave"], 1.0)
+    given = qpos.copy()
+    shas = set()
+    for seed in (3, 4):
+        observation, info = blind.reset(seed=seed, options={"qpos": qpos, "tasks": ["kettle"]})
+        shas.add(info["layout_sha"])
+        assert blind.opened == ("microwave",) and blind.task == "kettle" and info["seed"] == seed
+        np.testing.assert_array_equal(blind.robot_base_shift, 0)
+        expected = qpos.copy()
+        expected[7] = 0.04
+        expected[26:30] /= np.linalg.norm(qpos[26:30])
+        np.testing.assert_allclose(blind.data.qpos, expected, atol=1e-12)
+        np.testing.assert_array_equal(observation["state"], expected[:N_ROBOT].astype(np.float32))
+    np.testing.assert_array_equal(qpos, given)
+    qpos[0] += 0.01
+    shas.add(blind.reset(seed=3, options={"qpos": qpos})[1]["layout_sha"])
+    shas.add(blind.reset(seed=3)[1]["layout_sha"])  # an option is for one episode
+    assert len(shas) == 3 and by_seed in shas
+
+
+def test_what_is_no_start_is_refused(blind: KitchenEnv) -> None:
+    blind.reset(seed=0)
+    qpos = blind.data.qpos.copy()
+    for bad in (qpos[:9], np.full(30, np.nan), qpos[None]):
+        with pytest.raises(ValueError, match="a start is 30 finite joint positions, got"):
+            blind.reset(seed=0, options={"qpos": bad})
+    with pytest.raises(ValueError, match="leave 'opened' out"):
+        blind.reset(seed=0, options={"qpos": qpos, "opened": ["kettle"]})
+
+
 def test_the_physics_is_frankakitchens_own(blind: KitchenEnv) -> None:
     """Our cameras, and nothing else, were added to the model."""
     reference = FrankaKitchen(robot_noise_ratio=0.0, object_noise_ratio=0.0)

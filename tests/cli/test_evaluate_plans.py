@@ -1,0 +1,300 @@
+"""`embodied evaluate-plans`: scores counted by hand, and planners known to be good or bad."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from embodied.cli import evaluate_plans as scoring
+from embodied.cli.evaluate_plans import EvaluatePlansOptions, evaluate_plans
+from embodied.egocot.dataset import Recorded, verdict_of
+from embodied.metrics import Rate
+from embodied.model.plan import GRID, thought_text
+from embodied.model.planner import Planner
+from embodied.model.routing import Route
+from embodied.types import STATUSES, Plan, Status, Subgoal, Verdict, Vocabulary
+
+LINES = [
+    {"instruction": "open the drawer", "lang": "en", "task": "drawer-open"},
+    {"instruction": "hit the nail", "lang": "en", "task": "hammer"},
+    {"instruction": "打开抽屉", "lang": "zh", "task": "drawer-open"},
+    {"instruction": "关上窗户", "lang": "zh", "task": "window-close"},
+    {"instruction": "sing", "lang": "en", "task": None},
+    {"instruction": "唱歌", "lang": "zh", "task": None},
+    {"instruction": "make coffee for two", "lang": "en", "task": None},
+]
+SAID = {
+    "open the drawer": ("drawer-open",),
+    "hit the nail": (),  # a false refusal
+    "打开抽屉": ("drawer-close",),  # wrong
+    "关上窗户": ("window-close",),
+    "sing": (),
+    "唱歌": (),
+    "make coffee for two": ("coffee-pull",),  # ought to be refused
+}
+
+
+class FakePlanner:
+    """Sees as the tiny planner does; what it says is given, or decided by the test.
+
+    Args:
+        said: instruction → tasks, none for a refusal; refuses everything that is not in it.
+    """
+
+    def __init__(self, tiny: Planner, said: dict[str, tuple[str, ...]] | None = None) -> None:
+        self.config, self.see, self._said = tiny.config, tiny.see, said or {}
+        self.catalogue: dict[str, Vocabulary] = {}
+
+    def for_inference(self) -> FakePlanner:
+        return self
+
+    def route(self, instruction: str, catalogue: dict[str, Vocabulary]) -> Route:
+        print("chatter on stdout")  # as libraries do
+        self.catalogue = catalogue
+        tasks = self._said.get(instruction, ())
+        return (
+            Route("somewhere", tasks, None, (), 0.75) if tasks else Route(None, (), "no", (), 0.9)
+        )
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_planner: Path) -> Planner:
+    return Planner.load(tiny_planner)
+
+
+Score = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def score(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Score:
+    """A planner and options → what is printed as one JSON object."""
+
+    def scored(planner: Any, **options: Any) -> dict[str, Any]:
+        monkeypatch.setattr(scoring.Planner, "load", lambda _: planner)
+        assert evaluate_plans(EvaluatePlansOptions(**options, json=True)) == 0
+        out, _ = capfd.readouterr()
+        assert out.count("\n") == 1
+        return json.loads(out)
+
+    return scored
+
+
+def _write(folder: Path, lines: Sequence[dict[str, Any]]) -> Path:
+    path = folder / "asked.jsonl"
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    path.write_text(text + "\n\n", encoding="utf-8")
+    return path
+
+
+def _kn(scores: dict[str, Any], *names: str) -> list[tuple[int, int]]:
+    return [(scores[name]["k"], scores[name]["n"]) for name in names]
+
+
+# --- instructions ----------------------------------------------------------------------------
+
+
+def test_instructions_are_counted_right(tiny: Planner, score: Score, tmp_path: Path) -> None:
+    scores = score(FakePlanner(tiny, SAID), instructions=_write(tmp_path, LINES))
+    names = ("right_task", "right_task_en", "right_task_zh", "false_refusals", "refused")
+    assert _kn(scores, *names) == [(2, 4), (1, 2), (1, 2), (1, 4), (2, 3)]
+    assert scores["right_task"]["pc"] == 50.0 and scores["refused"]["pc"] == 66.7
+    assert scores["refused"]["wilson95"] == pytest.approx(Rate(2, 3).wilson95)
+    assert scores["route_s"] >= 0
+
+
+def test_tasks_in_order_are_right_as_a_whole_only(
+    tiny: Planner, score: Score, tmp_path: Path
+) -> None:
+    both = ["kettle", "microwave"]
+    said = [("kettle", "microwave"), ("microwave", "kettle"), ("kettle",), (*both, "light switch")]
+    lines: list[dict[str, Any]] = [{"instruction": str(s), "tasks": both} for s in said]
+    lines += [{"instruction": "('microwave',)", "tasks": ["microwave"]}]
+    lines += [{"instruction": "fly", "tasks": None}]
+    told = {str(s): s for s in said} | {"('microwave',)": ("microwave", "kettle")}
+    planner = FakePlanner(tiny, told)
+    scores = score(planner, instructions=_write(tmp_path, lines), scenes="kitchen")
+    assert _kn(scores, "right_task", "false_refusals", "refused") == [(1, 5), (0, 5), (1, 1)]
+    assert _kn(scores, "right_task_en") == [(0, 0)] and scores["right_task_en"]["pc"] is None
+    assert list(planner.catalogue) == ["kitchen"]
+
+
+def test_who_always_refuses_is_right_about_nothing(
+    tiny: Planner, score: Score, tmp_path: Path
+) -> None:
+    scores = score(FakePlanner(tiny), instructions=_write(tmp_path, LINES))
+    percent = {name: scores[name]["pc"] for name in ("right_task", "false_refusals", "refused")}
+    assert percent == {"right_task": 0.0, "false_refusals": 100.0, "refused": 100.0}
+
+
+def test_who_never_refuses_and_who_knows_it_all(
+    tiny: Planner, score: Score, tmp_path: Path
+) -> None:
+    path = _write(tmp_path, LINES)
+    always = dict.fromkeys(SAID, ("drawer-open",))
+    scores = score(FakePlanner(tiny, always), instructions=path)
+    assert _kn(scores, "right_task", "false_refusals", "refused") == [(2, 4), (0, 4), (0, 3)]
+    right = {str(row["instruction"]): (row["task"],) if row["task"] else () for row in LINES}
+    scores = score(FakePlanner(tiny, right), instructions=path)  # type: ignore[arg-type]
+    assert _kn(scores, "right_task", "false_refusals", "refused") == [(4, 4), (0, 4), (3, 3)]
+
+
+def test_every_answer_is_written_down(tiny: Planner, score: Score, tmp_path: Path) -> None:
+    out = tmp_path / "made" / "out"
+    score(FakePlanner(tiny, SAID), instructions=_write(tmp_path, LINES), output_dir=out)
+    answers = [json.loads(line) for line in (out / "instructions.jsonl").read_text().splitlines()]
+    assert [a["instruction"] for a in answers] == [row["instruction"] for row in LINES]
+    assert [tuple(a["said"]) for a in answers] == [SAID[a["instruction"]] for a in answers]
+    assert [a["wanted"] for a in answers[3:5]] == [["window-close"], []]
+
+
+def test_for_people_a_line_a_score(
+    tiny: Planner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(scoring.Planner, "load", lambda _: FakePlanner(tiny, SAID))
+    assert evaluate_plans(EvaluatePlansOptions(instructions=_write(tmp_path, LINES))) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("right_task: {'k': 2, 'n': 4") and out.count("\n") == 6
+    assert "chatter" in err
+
+
+# --- plans and verdicts -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def episodes(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    """Filled with the episodes that are scored, once they are loaded."""
+    found: list[Recorded] = []
+    load = scoring.load_datasets
+
+    def keep(*args: Any) -> list[Recorded]:
+        found[:] = load(*args)
+        return found
+
+    monkeypatch.setattr(scoring, "load_datasets", keep)
+    return found
+
+
+class Seer(FakePlanner):
+    """Plans as the expert did, but for a step left out or places that are `off_px` off."""
+
+    def __init__(
+        self, tiny: Planner, episodes: list[Recorded], n_left_out: int = 0, off_px: float = 0
+    ) -> None:
+        super().__init__(tiny)
+        self._episodes, self._n_left_out, self._off = episodes, n_left_out, off_px / GRID
+
+    def plan_tokens(
+        self, vision: Tensor, said: str, vocabulary: Vocabulary, tasks: Sequence[str]
+    ) -> Plan:
+        first = [e.cache.images[e.span.image(0)] for e in self._episodes]
+        (episode,) = (
+            e
+            for e, tokens in zip(self._episodes, first, strict=True)
+            if np.array_equal(tokens, vision[0, :, 0].numpy())
+        )
+        assert tuple(tasks) == episode.tasks == vocabulary.tasks
+        places = {noun: xy[0, 0] + (self._off, 0) for noun, xy in episode.places.items()}
+        subgoals = episode.meta.plan.subgoals[self._n_left_out :]
+        return Plan(said, thought_text(places), subgoals, tuple(tasks))  # type: ignore[arg-type]
+
+
+def _plans(recorded_set: Path, features_dir: Path) -> dict[str, Any]:
+    return {"plans": str(recorded_set), "features_dir": features_dir}
+
+
+def test_the_experts_plans_are_right_and_things_are_where_they_are(
+    tiny: Planner, score: Score, recorded_set: Path, features_dir: Path, episodes: list[Recorded]
+) -> None:
+    scores = score(Seer(tiny, episodes), **_plans(recorded_set, features_dir))
+    assert _kn(scores, "plan_right", "grounding_within_10_px") == [(2, 2), (4, 4)]
+    assert 0 <= scores["grounding_median_px"] <= 1.5  # it speaks in whole pixels
+
+
+@pytest.mark.parametrize(("off_px", "n_within"), [(8, 4), (12, 0)])
+def test_wrong_steps_and_wrong_places_are_seen(
+    tiny: Planner,
+    score: Score,
+    recorded_set: Path,
+    features_dir: Path,
+    episodes: list[Recorded],
+    off_px: float,
+    n_within: int,
+) -> None:
+    seer = Seer(tiny, episodes, n_left_out=1, off_px=off_px)
+    scores = score(seer, **_plans(recorded_set, features_dir))
+    assert _kn(scores, "plan_right", "grounding_within_10_px") == [(0, 2), (n_within, 4)]
+    assert scores["grounding_median_px"] == pytest.approx(off_px, abs=1.5)
+
+
+class Judge(FakePlanner):
+    """Says what `decide` says."""
+
+    def __init__(self, tiny: Planner, decide: Callable[[], Status]) -> None:
+        super().__init__(tiny)
+        self._decide = decide
+
+    def judge_tokens(self, vision: Tensor, subgoal: Subgoal) -> Verdict:
+        return Verdict(self._decide(), "for some reason", 0.5)
+
+
+@pytest.fixture
+def true_verdicts(monkeypatch: pytest.MonkeyPatch) -> list[Status]:
+    """Filled with the truth about each clip that is drawn."""
+    truth: list[Status] = []
+    draw = scoring.draw_verdict
+
+    def keep(*args: Any) -> tuple[Recorded, int, int]:
+        episode, step, index = draw(*args)
+        truth.append(verdict_of(episode, index, step)[0])
+        return episode, step, index
+
+    monkeypatch.setattr(scoring, "draw_verdict", keep)
+    return truth
+
+
+def _verdicts(recorded_set: Path, features_dir: Path) -> dict[str, Any]:
+    return {"verdicts": str(recorded_set), "features_dir": features_dir, "n_verdicts": 40}
+
+
+def test_true_verdicts_are_all_right(
+    tiny: Planner, score: Score, recorded_set: Path, features_dir: Path, true_verdicts: list[Status]
+) -> None:
+    judge = Judge(tiny, lambda: true_verdicts[-1])
+    scores = score(judge, **_verdicts(recorded_set, features_dir))
+    assert _kn(scores, "verdict_right") == [(40, 40)]
+    for status in set(true_verdicts):
+        assert scores[f"verdict_{status}"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert {"done", "progressing"} <= set(true_verdicts)
+
+
+def test_who_always_says_done_is_found_out(
+    tiny: Planner, score: Score, recorded_set: Path, features_dir: Path, true_verdicts: list[Status]
+) -> None:
+    scores = score(Judge(tiny, lambda: "done"), **_verdicts(recorded_set, features_dir))
+    n_done = true_verdicts.count("done")
+    assert _kn(scores, "verdict_right") == [(n_done, 40)] and 0 < n_done < 40
+    assert scores["verdict_done"]["recall"] == 1.0
+    assert scores["verdict_done"]["precision"] == pytest.approx(n_done / 40, abs=1e-3)
+    assert scores["verdict_progressing"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+
+
+def test_a_model_that_knows_nothing_is_scored_all_the_same(
+    tiny_planner: Path, tmp_path: Path, recorded_set: Path, features_dir: Path, score: Score
+) -> None:
+    """The whole path, with nothing of it replaced."""
+    model = Planner.load(tiny_planner)
+    options = _verdicts(recorded_set, features_dir) | _plans(recorded_set, features_dir)
+    options |= {"instructions": _write(tmp_path, LINES), "n_verdicts": 6, "n_plans": 1}
+    scores = score(model, **options)
+    names = ("right_task", "refused", "plan_right", "verdict_right")
+    assert [scores[name]["n"] for name in names] == [4, 3, 1, 6]
+    assert {f"verdict_{status}" for status in STATUSES} < set(scores)

@@ -1,0 +1,242 @@
+"""The three stages of `embodied finetune`, each a few steps long, with the tiny planner."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from embodied import checkpoint
+from embodied.checkpoint import CheckpointError
+from embodied.cli import finetune as stages
+from embodied.cli.assemble import load_agent, load_policy
+from embodied.cli.finetune import FinetuneOptions, agent_settings, finetune
+from embodied.cli.finetune_plan import Speech
+from embodied.cli.main import main
+from embodied.egocot.conversations import ConversationSampler, Turns
+from embodied.egocot.dataset import AlignmentSampler
+from embodied.model.llm import chat
+from embodied.model.planner import Planner
+from embodied.model.routing import ROUTE_PROMPT
+
+STAGES = ("align", "words", "plan")
+TRAINED = {"align": {"former"}, "words": {"adapter"}, "plan": {"adapter", "mapping"}}
+HEADS = {"place_head", "place_squeeze", "verdict_head", "verdict_squeeze"}
+MODULES = {
+    "align": {"former", "policy", *HEADS},
+    "words": {"llm"},
+    "plan": {"llm", "mapping"},
+}
+FIGURES = {
+    "align": {"action", "done", "place", "verdict_acc"},
+    "words": {"task"},
+    "plan": {"task", "plan", "verdict"},
+}
+STEPS = 3
+
+Run = Callable[..., Path]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def run(
+    tiny_planner: Path,
+    recorded_set: Path,
+    features_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    """A stage, trained into a folder of its own unless told another."""
+
+    def trained(stage: str, folder: Path | None = None, **changes: Any) -> Path:
+        folder = folder or tmp_path_factory.mktemp(stage)
+        settings: dict[str, Any] = dict(
+            dataset="" if stage == "words" else str(recorded_set),
+            model=tiny_planner,
+            steps=STEPS,
+            learning_rate=0.1,  # a hundredth of it in the first step of the warm-up
+            features_dir=features_dir,
+            save_every=2,
+            threads=1,
+        )
+        assert finetune(FinetuneOptions(stage, folder, **settings | changes)) == 0  # type: ignore[arg-type]
+        return folder
+
+    return trained
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def straight(request: pytest.FixtureRequest, run: Run) -> tuple[str, Path, Planner]:
+    """A stage, where it was trained, and the planner just as the training left it."""
+    built: list[Planner] = []
+    load, n_threads = Planner.load, torch.get_num_threads()
+
+    def keep(folder: Path) -> Planner:
+        built.append(load(folder))
+        return built[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages.Planner, "load", keep)
+        folder = run(request.param)
+    torch.set_num_threads(n_threads)
+    return request.param, folder, built[0]
+
+
+def _frozen(planner: Planner) -> dict[str, Tensor]:
+    """The towers: the vision encoder and the language model without its adapter."""
+    state = {f"llm.{k}": v for k, v in planner.llm.state_dict().items() if "lora_" not in k}
+    return state | {f"vision.{k}": v for k, v in planner.vision.state_dict().items()}
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+# --- what a stage changes ---------------------------------------------------------------------
+
+
+def test_only_the_parts_of_the_stage_change(
+    straight: tuple[str, Path, Planner], tiny_planner: Path
+) -> None:
+    stage, _, planner = straight
+    before, after = Planner.load(tiny_planner), planner.trained_tensors()
+    start = before.trained_tensors()
+    changed = {k.split(".")[0] for k in start if not torch.equal(start[k], after[k])}
+    assert changed == TRAINED[stage]
+    towers = _frozen(before)
+    assert len(towers) > 30 and _same(_frozen(planner), towers)
+
+
+def test_every_weight_of_those_parts_is_reached(straight: tuple[str, Path, Planner]) -> None:
+    """Adam has seen a gradient of all of them, and of nothing else."""
+    stage, folder, _ = straight
+    state, _ = checkpoint.load(folder / "training_state")
+    moments = {k: v for k, v in state.items() if k.startswith("adam.exp_avg_sq.")}
+    parts = {k.split(".")[2] for k in moments}
+    assert parts == MODULES[stage]
+    assert not [k for k, v in moments.items() if not v.any()]
+
+
+def test_the_loss_is_finite_and_kept_with_what_was_trained(
+    straight: tuple[str, Path, Planner], recorded_set: Path
+) -> None:
+    stage, folder, _ = straight
+    _, config = checkpoint.load(folder / "planner")
+    figures = config["figures"]
+    assert set(figures) == {"loss", "lr", *FIGURES[stage]}
+    assert all(math.isfinite(value) for value in figures.values())
+    assert config["trained_on"] == ["" if stage == "words" else str(recorded_set), ""]
+
+
+def test_the_saved_planner_is_the_trained_one(straight: tuple[str, Path, Planner]) -> None:
+    _, folder, planner = straight
+    rounded = {k: v.bfloat16().float() for k, v in planner.trained_tensors().items()}
+    again = Planner.load(folder / "planner")
+    assert again.config == planner.config and not again.training
+    assert _same({k: v.float() for k, v in again.trained_tensors().items()}, rounded)
+
+
+def test_interrupted_and_resumed_is_exactly_the_same(
+    straight: tuple[str, Path, Planner], run: Run, tmp_path: Path
+) -> None:
+    """Stopped in the third step, and started again from what was saved after the second."""
+    stage, folder, _ = straight
+    sampler = AlignmentSampler if stage == "align" else ConversationSampler
+    draw = sampler.__call__
+
+    def stop(self: Any, step: int) -> Any:
+        if step == 2:
+            raise KeyboardInterrupt
+        return draw(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(stage, tmp_path)
+    assert checkpoint.load(tmp_path / "training_state")[1]["next_step"] == 2
+    assert not (tmp_path / "planner").exists()
+    run(stage, tmp_path)
+    for part in ("planner", "policy", "training_state")[:: 1 if stage == "align" else 2]:
+        (mine, told), (theirs, meant) = (checkpoint.load(f / part) for f in (tmp_path, folder))
+        assert _same(mine, theirs)
+        assert told.get("figures") == meant.get("figures")
+
+
+# --- the policy of stage align ----------------------------------------------------------------
+
+
+def test_align_leaves_a_whole_agent(run: Run, tiny_planner: Path, recorded_set: Path) -> None:
+    folder = run("align", steps=1, horizon=5, look_at=str(recorded_set))
+    agent = load_agent(folder / "planner", folder / "policy")
+    policy, former, config = load_policy(folder / "policy", agent.planner)
+    assert former is agent.planner.former and policy.horizon == 5
+    assert (policy.state_std > 0).all() and (policy.state_mean != 0).all()
+    assert config["scenes"] == ["metaworld"] and config["agent"]["execute"] == 4
+    assert agent.options.retreat == tuple(config["agent"]["retreat"])
+
+
+# --- what goes wrong --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["align", "plan"])
+def test_no_data_set_is_one_line(
+    stage: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["finetune", "--stage", stage, "--output_dir", str(tmp_path / "out")]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert f"stage {stage}" in err and "--dataset" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("straight", ["words"], indirect=True)
+def test_the_state_of_another_stage_is_refused(
+    straight: tuple[str, Path, Planner], run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(straight[1], tmp_path, dirs_exist_ok=True)
+    with pytest.raises(CheckpointError, match="the state of another training: .* weights differ"):
+        run("plan", tmp_path)
+
+
+def test_one_policy_for_two_robots_is_refused() -> None:
+    ids = ("metaworld/reach-v3", "kitchen/kettle", "metaworld/hammer-v3")
+    episodes: list[Any] = [SimpleNamespace(meta=SimpleNamespace(env_id=env_id)) for env_id in ids]
+    with pytest.raises(ValueError, match=r"one robot; these episodes are of \['kitchen', 'meta"):
+        agent_settings(episodes)
+    assert agent_settings(episodes[1:2])["retreat"] != agent_settings(episodes[:1])["retreat"]
+
+
+# --- how the language model learns ------------------------------------------------------------
+
+
+def test_answers_become_likelier_by_the_adapter_alone(tiny_planner: Path) -> None:
+    """More than this the tiny model, whose base is random, cannot learn."""
+    planner = Planner.load(tiny_planner)
+    module, decoder = Speech(planner), planner.decoder
+    answers = {"open the drawer": "drawer-open", "hit the nail": "hammer", "sing": "refuse"}
+    prompts = [chat(ROUTE_PROMPT.format(instruction=said)) for said in answers]
+    batch = [Turns("task", prompts, [*answers.values()])]
+
+    def scores() -> Tensor:
+        said = [*answers.values(), "window-close"]
+        return torch.stack([decoder.score(None, prompt, said) for prompt in prompts])
+
+    before = scores()
+    adapter = [p for p in planner.llm.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(adapter, lr=0.02)
+    for _ in range(15):
+        loss, _ = module.loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    gain = scores() - before  # (prompts, answers)
+    assert (gain[:, :3].diagonal() > 0.5).all()
+    assert (gain[:, 0] > gain[:, 3]).all()  # of as many tokens, but never said
+    assert all(p.grad is None for p in (*planner.former.parameters(), *module.mapping.parameters()))
