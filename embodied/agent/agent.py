@@ -107,7 +107,13 @@ class Agent:
         """What is asked for, and where: in the scene at hand or, without `env_id`, in any.
 
         Answers are remembered between episodes.
+
+        Raises:
+            ValueError: the agent was not trained for that scene.
         """
+        if env_id is not None and env_id not in self.catalogue:
+            families = ", ".join(dict.fromkeys(e.partition("/")[0] for e in self.catalogue))
+            raise ValueError(f"these weights know nothing of {env_id}; they act in {families}")
         key = (instruction, env_id)
         if key not in self._routes:
             self._routes[key] = self.planner.route(instruction, self.catalogue, env_id)

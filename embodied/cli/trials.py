@@ -126,6 +126,7 @@ class Trials:
 
                     s = self._setting
                     self._agent = load_agent(s.model, s.policy, ablate=s.ablate)
+                self._agent.route(language.canonical(env.tasks), scenes.scene_of(env.env_id))
                 return self._agent
 
     def _instruction(self, tasks: Sequence[str], seed: int) -> str:

@@ -303,6 +303,11 @@ def test_an_instruction_is_routed_once() -> None:
     assert setting.planner.routed == ["open the drawer"]
 
 
+def test_a_scene_that_the_weights_were_not_trained_for() -> None:
+    with pytest.raises(ValueError, match="know nothing of kitchen; they act in metaworld"):
+        Setting().agent.route("open the microwave", "kitchen")
+
+
 def test_a_scene_that_is_not_in_the_catalogue() -> None:
     other = Vocabulary(("fly",), (Subgoal("fly", ("moon",)),))
     setting = Setting()
