@@ -33,7 +33,7 @@ class AdapterConfig:
     """
 
     kind: AdapterKind = "lora"
-    rank: int = 16
+    rank: int = 12
     targets: str | tuple[str, ...] = "all-linear"
     prefix_length: int = 10
     prefix_layers: int | None = None
