@@ -1,7 +1,8 @@
 """Off-screen rendering: a working GL back end, cheap flags, and where a point falls in the picture.
 
 The default quality `fast` turns off what costs most and shows the policy least: shadow maps,
-reflections and multi-sampling. `high` keeps them, for videos made for people.
+reflections, multi-sampling and triangles smaller than a pixel. `high` keeps them, for videos made
+for people.
 `select_gl_backend` must run before mujoco is imported; importing this module does it.
 """
 
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from sims.coarse_meshes import coarse_shapes
 
 Quality = Literal["fast", "high"]
 
@@ -121,7 +124,9 @@ class SceneRenderer:
             samples, shadows = wanted.offsamples, wanted.shadowsize
             wanted.offsamples = 0 if quality == "fast" else 4
             wanted.shadowsize = 0 if quality == "fast" else shadows  # a map of 4096² takes a while
-            self._renderers[key] = mujoco.Renderer(self._model, height, width)
+            shapes = coarse_shapes(self._model) if quality == "fast" else contextlib.nullcontext()
+            with shapes:
+                self._renderers[key] = mujoco.Renderer(self._model, height, width)
             wanted.offsamples, wanted.shadowsize = samples, shadows
         return self._renderers[key]
 
@@ -166,5 +171,6 @@ def render_flags(quality: Quality) -> dict[str, Any]:
         "shadows": high,
         "reflections": high,
         "multisamples": 4 if high else 0,
+        "fine_meshes": high,
         "gl": os.environ["MUJOCO_GL"],
     }

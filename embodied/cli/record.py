@@ -43,6 +43,7 @@ class RecordOptions:
         fault_fraction: share of the episodes in which something goes wrong, for verdicts.
         image_size: pixels of the square pictures.
         horizon: control steps an episode at most; the environment's own when not given.
+        level: the kitchen's: 1, elements that are not asked for may be open; 2, those too.
         workers: processes; the machine's cores when 0.
         model, policy: a planner and a policy that act while the expert labels what it would have
             done (DAgger, arXiv 1011.0686); the expert itself acts when not given.
@@ -57,6 +58,7 @@ class RecordOptions:
     fault_fraction: float = 0.0
     image_size: int = 224
     horizon: int | None = None
+    level: int = 0
     workers: int = 0
     model: Path | None = None
     policy: Path | None = None
@@ -78,6 +80,10 @@ class ExpertActor:
         possible = experts.faults(self._env)
         return possible[int(self._rng.integers(len(possible)))]
 
+    def _draw_fault_step(self) -> int:
+        first, last = _FAULT_STEPS
+        return int(self._rng.integers(first, last * len(self._env.tasks)))
+
     def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
         self._step = 0
         self.tag = self._draw_fault()
@@ -86,7 +92,7 @@ class ExpertActor:
             self._rng,
             burst_rate=self._options.noise,
             fault=self.tag,
-            fault_step=int(self._rng.integers(*_FAULT_STEPS)),
+            fault_step=self._draw_fault_step(),
             recover=self.recovers,
         )
         pixels = self._env.labels()["pixels"]
@@ -165,7 +171,8 @@ def _make(env_id: str, options: RecordOptions) -> Any:
         if _env is not None:
             _env.close()
         # the kitchen's own rule counts a cabinet that is a fifth open; demonstrations go on
-        more = {"rule": "strict"} if scenes.family(env_id) == scenes.KITCHEN else {}
+        in_kitchen = scenes.family(env_id) == scenes.KITCHEN
+        more = {"rule": "strict", "level": options.level} if in_kitchen else {}
         size, horizon = options.image_size, options.horizon
         _env = scenes.make(env_id, image_size=size, horizon=horizon, **more)
     return _env

@@ -180,6 +180,7 @@ def test_the_record_says_how_pictures_were_made() -> None:
         "shadows": False,
         "reflections": False,
         "multisamples": 0,
+        "fine_meshes": False,
     }
     assert high["shadows"] and high["reflections"] and high["multisamples"] == 4
 
