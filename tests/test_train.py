@@ -72,10 +72,27 @@ def test_interrupted_and_resumed_is_exactly_the_same(tmp_path: Path) -> None:
 
 def test_training_what_is_finished_changes_nothing(tmp_path: Path) -> None:
     first, again = Toy(), Toy()
-    train(first, _sample, _options(tmp_path))
+    options = _options(tmp_path, steps=9)  # whose last step is not in the log
+    figures = train(first, _sample, options)
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     asked: list[int] = []
-    assert train(again, asked.append, _options(tmp_path)) == {}
+    assert train(again, asked.append, options) == figures != {}
     assert not asked and _equal(first, again)
+    assert written == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_state_from_before_figures_were_kept_still_serves(tmp_path: Path) -> None:
+    straight, resumed = Toy(), Toy()
+    figures = train(straight, _sample, _options(tmp_path / "a"))
+    with pytest.raises(KeyboardInterrupt):
+        train(resumed, _interrupted_at(7), _options(tmp_path / "b"))
+    state = tmp_path / "b" / "training_state"
+    tensors, notes = checkpoint.load(state)
+    del notes["figures"]
+    checkpoint.save(state, tensors, notes)
+    resumed = Toy()
+    assert train(resumed, _sample, _options(tmp_path / "b")) == figures
+    assert _equal(straight, resumed)
 
 
 def test_it_learns_and_leaves_frozen_weights_alone(tmp_path: Path) -> None:

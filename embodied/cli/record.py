@@ -108,12 +108,14 @@ class ExpertActor:
     def act(self, observation: Observation) -> Decision:
         label, executed = self._expert.act()
         self._step += 1
-        halted = self.tag in ("stopped", "missed")
+        halted = self._expert.happened in ("stopped", "missed")
         over = halted and self._step > self._expert.fault_step + 2 * _STOP_STEPS
         return Decision(executed, label=label, stop=over)
 
     def report(self) -> dict[str, Any]:
-        return {"tag": self.tag, "fault_step": self._expert.fault_step}
+        expert = self._expert
+        told = {"fault_task": expert.fault_task} if expert.fault_task else {}
+        return {"tag": expert.happened, "fault_step": expert.fault_step, **told}
 
 
 class CorrectedActor(ExpertActor):

@@ -12,9 +12,20 @@ Fault = Literal["none", "stopped", "missed", "moved", "pushed_back"]
 
 
 class Demonstrator(Protocol):
-    """An expert in one episode, with what goes wrong in it."""
+    """An expert in one episode, with what goes wrong in it.
+
+    Attributes:
+        fault_step: the control step at which it goes wrong.
+        fault_task: the task that it happens to, where it is known.
+    """
 
     fault_step: int
+    fault_task: str | None
+
+    @property
+    def happened(self) -> Fault:
+        """What has gone wrong so far; "none" where the scene allowed nothing of the kind."""
+        ...
 
     def act(self) -> tuple[np.ndarray, np.ndarray]:
         """The next action as (label, executed), both float32 within the bounds."""
@@ -28,7 +39,10 @@ class Demonstrator(Protocol):
 def faults(env: Any) -> tuple[Fault, ...]:
     """What can go wrong in `env`, besides nothing."""
     if family(env.env_id) != KITCHEN:
-        return ("stopped", "missed", "moved")
+        from sims.disturbances import free_joint_address
+
+        is_fixed = free_joint_address(env) is None
+        return ("stopped", "missed") if is_fixed else ("stopped", "missed", "moved")
     moved: tuple[Fault, ...] = ("moved",) if "kettle" in env.tasks else ()
     return ("stopped", "missed", "pushed_back", *moved)
 

@@ -55,6 +55,7 @@ class KitchenExpert:
         self._left = list(self._tasks)
         self._miss = np.zeros(3) if miss_m is None else miss_m
         self.retries = 0
+        self._gave_up = False
         self._begin()
 
     @property
@@ -66,6 +67,11 @@ class KitchenExpert:
     def stage_name(self) -> str:
         """The leg of the skill that is under way."""
         return self._stage.name
+
+    @property
+    def is_at_handle(self) -> bool:
+        """Whether the hand has come to where it takes hold, or can come no nearer."""
+        return self._gave_up or self._stage.contact is not None
 
     @property
     def _stage(self) -> Stage:
@@ -144,6 +150,8 @@ class KitchenExpert:
             self._finish()
         elif stuck and self._index <= 1 and self._is_over(slack=2.0):
             self._go_to(self._index + 1)  # the arm is folded too far to come nearer
+        elif self._miss.any() and (self._is_lost() or stuck):
+            self._gave_up = True  # who misses stays where it is
         elif self._is_lost() or stuck or (last and not is_open):
             self._retry()
         elif not last and self._is_over():

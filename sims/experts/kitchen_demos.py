@@ -26,7 +26,8 @@ class KitchenDemonstrator:
         fault: "stopped": the hand halts for good. "missed": it works beside the handle. "moved":
             the kettle is put elsewhere. "pushed_back": an element that is under way or done is
             set back to its start. From the last two the expert recovers.
-        fault_step: when it goes wrong; an element is pushed back once one is far enough.
+        fault_step: when it goes wrong; an element is pushed back once one is far enough, and a
+            handle is missed when the hand is there.
     """
 
     def __init__(
@@ -47,27 +48,37 @@ class KitchenDemonstrator:
         miss = rng.uniform(*_MISS_M) * np.array([np.cos(angle), 0.0, np.sin(angle)])
         self._expert = KitchenExpert(env, rng, miss_m=miss if fault == "missed" else None)
         self._step = 0
-        self._is_disturbed = False
+        self._has_failed = False
+        self.fault_task: str | None = None
 
     def act(self) -> tuple[np.ndarray, np.ndarray]:
         """The next action as (label, executed), both float32 (9,) within the bounds."""
         stopped = self.fault == "stopped" and self._step >= self.fault_step
         label = self._expert.hold() if stopped else self._expert.act()
+        if self.fault == "missed" and not self._has_failed:
+            self._has_failed, self.fault_step = self._expert.is_at_handle, self._step
+        self._has_failed |= stopped
         self._step += 1
         return label, label if stopped else self._disturbed(label)
 
     def disturb(self, step: int) -> None:
         """Push an element back, or move the kettle, when this episode's fault says so."""
-        if self._is_disturbed or step < self.fault_step:
+        if self._has_failed or step < self.fault_step:
             return
         if self.fault == "moved":
-            self._is_disturbed = move_kettle(self._env, self._rng)
+            self._has_failed, self.fault_task = move_kettle(self._env, self._rng), "kettle"
         elif self.fault == "pushed_back":
             travel = self._env.truth().travel
             far = [task for task in self._env.tasks if travel[task] > _PUSH_FROM]
-            self._is_disturbed = bool(far) and push_back(self._env, str(self._rng.choice(far)))
-        if self._is_disturbed:
+            self.fault_task = str(self._rng.choice(far)) if far else None
+            self._has_failed = bool(far) and push_back(self._env, str(self.fault_task))
+        if self._has_failed:
             self.fault_step = step
+
+    @property
+    def happened(self) -> Fault:
+        """What has gone wrong so far."""
+        return self.fault if self._has_failed else "none"
 
     def _disturbed(self, label: np.ndarray) -> np.ndarray:
         if self._burst_left == 0 and self._rng.random() < self._burst_rate:

@@ -65,6 +65,8 @@ class MetaWorldExpert:
         self._retreat_left = 0
         self._retreats = 0
         self._trail: list[np.ndarray] = []
+        self._has_moved = False
+        self.fault_task = env.task
 
     def act(self) -> tuple[np.ndarray, np.ndarray]:
         """The next action as (label, executed), both float32 (4,) within the bounds."""
@@ -76,7 +78,14 @@ class MetaWorldExpert:
     def disturb(self, step: int) -> None:
         """Put the thing elsewhere when this episode's fault says so."""
         if self.fault == "moved" and step == self.fault_step:
-            move_object(self._env, self._rng)
+            self._has_moved = move_object(self._env, self._rng)
+
+    @property
+    def happened(self) -> Fault:
+        """What has gone wrong so far."""
+        is_late = self._step > self.fault_step
+        has_failed = self._has_moved if self.fault == "moved" else is_late
+        return self.fault if has_failed else "none"
 
     def _clean_action(self) -> np.ndarray:
         if self.fault == "stopped" and self._step >= self.fault_step:
