@@ -114,8 +114,8 @@ def _restore(
     parameters: dict[str, nn.Parameter],
     optimizer: torch.optim.AdamW,
     ema: MovingAverage,
-) -> int:
-    """Put a saved state back. Returns the number of the next step.
+) -> tuple[int, dict[str, float]]:
+    """Put a saved state back. Returns the number of the next step, and the last one's figures.
 
     Raises:
         CheckpointError: the state is damaged, or of a training of other weights.
@@ -135,7 +135,7 @@ def _restore(
         keys = [k for k in _ADAM if f"adam.{k}.{name}" in tensors]  # none before a first gradient
         if keys:
             optimizer.state[parameter] = {k: tensors[f"adam.{k}.{name}"] for k in keys}
-    return int(config["next_step"])
+    return int(config["next_step"]), config.get("figures", {})  # older states have none
 
 
 def _is_weight(key: str) -> bool:
@@ -151,7 +151,8 @@ def train(
         sample: the step's number → its batch; a pure function.
 
     Returns:
-        The last logged figures. The module ends with the averaged weights.
+        The last step's figures, from the state when no step is left. The module ends with the
+        averaged weights.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -163,8 +164,9 @@ def train(
     optimizer = _optimizer(parameters, options)
     ema = MovingAverage(parameters, options.ema_decay)
     state_dir = out / "training_state"
-    first = _restore(state_dir, parameters, optimizer, ema) if state_dir.is_dir() else 0
-    figures: dict[str, float] = {}
+    first, figures = 0, dict[str, float]()
+    if state_dir.is_dir():
+        first, figures = _restore(state_dir, parameters, optimizer, ema)
     module.train()
     started = time.perf_counter()
     with tqdm(total=options.steps, initial=first, unit="step", mininterval=2.0) as bar:
@@ -177,7 +179,7 @@ def train(
                 bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items() if k != "lr"})
             if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
                 tensors = _state_tensors(parameters, optimizer, ema)
-                notes = {"next_step": step + 1, "options": _plain(options)}
+                notes = {"next_step": step + 1, "figures": figures, "options": _plain(options)}
                 checkpoint.save(state_dir, tensors, notes)
     ema.copy_to_model()
     module.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embodied import video
-from embodied.episodes import DatasetError, DatasetReader, DatasetWriter, merge
+from embodied.episodes import DatasetError, DatasetReader, DatasetWriter, merge, merging
 from embodied.episodes import writer as recording
 from embodied.episodes.rows import OWN
 from embodied.episodes.tables import to_arrow, to_numpy
@@ -371,6 +372,44 @@ def test_merge_refuses_what_does_not_fit(tmp_path: Path, recorded: Path) -> None
     with pytest.raises(DatasetError, match="finish recording"):
         merge([recorded, tmp_path / "open"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
+
+
+@pytest.mark.parametrize("trouble", [KeyboardInterrupt(), OSError("disk full"), DatasetError("x")])
+@pytest.mark.parametrize("place", ["rewrite", "write_meta"])
+def test_a_merge_that_fails_takes_away_its_own_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: BaseException, place: str
+) -> None:
+    parts = [record(tmp_path / "a", range(1), n=3), record(tmp_path / "b", range(1, 2), n=3)]
+    others = [tmp_path / f".all.{name}.partial" for name in (os.getpid(), "x")]
+    for other in others:  # of another process, maybe one with our number
+        (other / "data").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    do, n_calls = getattr(merging, place), 0
+
+    def fail(*args: Any) -> None:
+        nonlocal n_calls
+        n_calls += 1
+        do(*args)
+        if n_calls == (2 if place == "rewrite" else 1):  # once something is written
+            assert sorted(tmp_path.rglob("*")) != before
+            raise trouble
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, place, fail)
+        with pytest.raises(type(trouble)):
+            merge(parts, tmp_path / "all")
+    assert sorted(tmp_path.rglob("*")) == before
+    merge(parts, tmp_path / "all")
+    assert len(DatasetReader(tmp_path / "all")) == 2
+    assert all((other / "data").is_dir() for other in others)
+    assert len(list(tmp_path.glob(".*"))) == len(others)
+    assert (tmp_path / "all").stat().st_mode == (tmp_path / "a").stat().st_mode
+
+
+def test_merge_makes_the_folders_above(tmp_path: Path, recorded: Path) -> None:
+    merge([recorded], tmp_path / "made" / "all")
+    assert len(DatasetReader(tmp_path / "made" / "all")) == 3
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["all"]
 
 
 # -------------------------------------------------------------------------------------- errors

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import torch
 from tqdm import tqdm
 
 from embodied.cli.assemble import SHIPPED
-from embodied.cli.common import stdout_to_stderr
+from embodied.cli.common import check_instruction, stdout_to_stderr
 from embodied.cli.finetune import load_datasets
 from embodied.egocot.dataset import Recorded, clip_tokens, draw_verdict, group_by_task, verdict_of
 from embodied.metrics import Rate, verdict_scores
 from embodied.model.plan import GRID, parse_thought
 from embodied.model.planner import Planner
+from embodied.types import Vocabulary
 from sims import language, scenes
 
 _NEAR_PX = 10
@@ -71,25 +73,112 @@ def evaluate_plans(options: EvaluatePlansOptions) -> int:
 
 
 def _scores(options: EvaluatePlansOptions) -> dict[str, Any]:
+    catalogue = scenes.catalogue(check_families(options.scenes))
+    rows = read_instructions(options.instructions, catalogue) if options.instructions else []
     planner = Planner.load(options.model).for_inference()
-    scores: dict[str, Any] = {}
+    to_plan = load_datasets(planner, options.plans, options.features_dir)
+    to_judge = load_datasets(planner, options.verdicts, options.features_dir)
+    scores: dict[str, Any] = {}  # nothing is scored before all input is known to be good
     if options.instructions:
-        scores |= score_instructions(planner, options)
+        scores |= score_instructions(planner, rows, catalogue, options.output_dir)
     if options.plans:
-        episodes = load_datasets(planner, options.plans, options.features_dir)
-        scores |= score_plans(planner, episodes, options.n_plans, options.seed)
+        scores |= score_plans(planner, to_plan, options.n_plans, options.seed)
     if options.verdicts:
-        episodes = load_datasets(planner, options.verdicts, options.features_dir)
-        scores |= score_verdicts(planner, episodes, options.n_verdicts, options.seed)
+        scores |= score_verdicts(planner, to_judge, options.n_verdicts, options.seed)
     return scores
 
 
-def score_instructions(planner: Planner, options: EvaluatePlansOptions) -> dict[str, Any]:
-    """Right tasks in order, right refusals and false refusals, with Wilson intervals."""
-    path, out = options.instructions, options.output_dir
-    assert path is not None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    catalogue = scenes.catalogue(tuple(options.scenes.split(",")))
+def check_families(text: str) -> tuple[str, ...]:
+    """The simulators of `--scenes`.
+
+    Raises:
+        ValueError: one is unknown, or there is none.
+    """
+    there_are = f"there are: {', '.join(scenes.FAMILIES)}"
+    families = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not families:
+        raise ValueError(f"--scenes: no simulator in '{text}'; {there_are}")
+    for name in families:
+        if name not in scenes.FAMILIES:
+            near = get_close_matches(name.lower(), scenes.FAMILIES, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ValueError(f"--scenes: unknown simulator '{name}'; {hint}{there_are}")
+    return families
+
+
+def read_instructions(path: Path, catalogue: Mapping[str, Vocabulary]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file of instructions, without its empty lines.
+
+    Args:
+        path: as in `EvaluatePlansOptions.instructions`.
+        catalogue: the scenes that must offer every task in it.
+
+    Raises:
+        ValueError: the file has none, or a line is not as it must be; names file and line.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(_checked_row(line, catalogue))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+    if not rows:
+        raise ValueError(
+            f"{path} has no instructions: one a line is expected, like "
+            '{"instruction": "open the drawer", "task": "drawer-open"}'
+        )
+    return rows
+
+
+def _checked_row(line: bytes, catalogue: Mapping[str, Vocabulary]) -> dict[str, Any]:
+    """Read one line. Raises ValueError when an answer to it could not be scored."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(row, dict) or not isinstance(row.get("instruction"), str):
+        raise ValueError('expected {"instruction": "…"} with "task" or "tasks"')
+    check_instruction(row["instruction"])
+    if not {"task", "tasks"} & row.keys():
+        raise ValueError('"task" or "tasks" is missing; null when it must be refused')
+    wanted = _wanted(row)
+    if not isinstance(wanted, list) or not all(isinstance(task, str) for task in wanted):
+        raise ValueError('"task" is a name or null, and "tasks" a list of names or null')
+    for task in wanted:
+        _check_offered(task, catalogue)
+    return row
+
+
+def _check_offered(task: str, catalogue: Mapping[str, Vocabulary]) -> None:
+    """Raises ValueError when no scene of the catalogue offers `task`."""
+    offered = [name for vocabulary in catalogue.values() for name in vocabulary.tasks]
+    if task in offered:
+        return
+    other = [env_id for env_id, v in scenes.catalogue().items() if task in v.tasks]
+    if other:
+        hint = f"{scenes.family(other[0])} does: name it in --scenes"
+    elif near := get_close_matches(task, offered, n=1):
+        hint = f"did you mean '{near[0]}'?"
+    else:
+        hint = f"there are: {', '.join(offered)}"
+    families = ", ".join(dict.fromkeys(map(scenes.family, catalogue)))
+    raise ValueError(f"no scene of {families} offers the task '{task}'; {hint}")
+
+
+def score_instructions(
+    planner: Planner,
+    rows: Sequence[dict[str, Any]],
+    catalogue: Mapping[str, Vocabulary],
+    out: Path | None,
+) -> dict[str, Any]:
+    """Right tasks in order, right refusals and false refusals, with Wilson intervals.
+
+    Args:
+        rows: as `read_instructions` gives them.
+        catalogue: the scenes that the words may mean.
+        out: the folder for every answer; nowhere when None.
+    """
     answers, seconds = [], []
     for row in tqdm(rows, desc="instructions", file=sys.stderr):
         started = time.perf_counter()
@@ -117,8 +206,9 @@ def score_instructions(planner: Planner, options: EvaluatePlansOptions) -> dict[
 
 def _wanted(row: dict[str, Any]) -> list[str]:
     """The tasks of a line, in order; none when it must be refused."""
-    tasks = row["tasks"] if "tasks" in row else row["task"] and [row["task"]]
-    return tasks or []
+    if "tasks" in row:
+        return [] if row["tasks"] is None else row["tasks"]
+    return [] if row["task"] is None else [row["task"]]
 
 
 def _rate(hits: Sequence[bool]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class TrainPolicyOptions:
         learning_rate: its peak.
         seed: of initial weights and batches.
         features_dir: where frozen features are cached.
+        save_every: steps between saved states.
     """
 
     dataset: str
@@ -57,6 +58,7 @@ class TrainPolicyOptions:
     learning_rate: float = 5e-4
     seed: int = 0
     features_dir: Path = Path("outputs/features")
+    save_every: int = 100
 
 
 def choose_demos(episodes: list[Recorded], n_demos: int) -> list[Recorded]:
@@ -125,6 +127,7 @@ def train_policy(options: TrainPolicyOptions) -> int:
         options.output_dir,
         steps=options.steps,
         learning_rate=options.learning_rate,
+        save_every=options.save_every,
         seed=options.seed,
     )
     figures = train(module, sampler, train_options)

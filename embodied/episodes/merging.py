@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from embodied.episodes.tables import rewrite
 
 
 def merge(roots: Sequence[str | Path], out: str | Path) -> None:
-    """Put closed data sets together, in the order given, into a new one. Nothing is encoded again.
+    """Put closed data sets together, in the order given, into a new one, in whole or not at all.
+
+    Nothing is encoded again. A merge that fails or is interrupted takes away what it has written.
 
     Args:
         roots: data sets of equal fps, cameras, state and action.
@@ -48,13 +51,16 @@ def merge(roots: Sequence[str | Path], out: str | Path) -> None:
     info["embodied"]["next_shard"] = 0
     set_nouns(info, union(reader.nouns for reader in readers))
     tasks = union(read_tasks(reader.root) for reader in readers)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    merged: list[Row] = []
-    for reader in readers:
-        merged += _copy_into(partial, info, reader, merged, tasks)
-    write_meta(partial, info, [], merged, tasks)
-    os.replace(partial, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(  # of a name that nobody else has
+        prefix=f".{out.name}.", suffix=".partial", dir=out.parent, ignore_cleanup_errors=True
+    ) as scratch:
+        partial = Path(scratch) / out.name  # one level down: the scratch folder is for us alone
+        merged: list[Row] = []
+        for reader in readers:
+            merged += _copy_into(partial, info, reader, merged, tasks)
+        write_meta(partial, info, [], merged, tasks)
+        os.replace(partial, out)
 
 
 def _check_mergeable(readers: Sequence[DatasetReader]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from embodied.cli import evaluate_plans as scoring
 from embodied.cli.evaluate_plans import EvaluatePlansOptions, evaluate_plans
+from embodied.cli.main import main
 from embodied.egocot.dataset import Recorded, verdict_of
 from embodied.metrics import Rate
 from embodied.model.plan import GRID, thought_text
@@ -176,8 +177,9 @@ def episodes(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     load = scoring.load_datasets
 
     def keep(*args: Any) -> list[Recorded]:
-        found[:] = load(*args)
-        return found
+        loaded = load(*args)
+        found.extend(loaded)
+        return loaded
 
     monkeypatch.setattr(scoring, "load_datasets", keep)
     return found
@@ -298,3 +300,109 @@ def test_a_model_that_knows_nothing_is_scored_all_the_same(
     names = ("right_task", "refused", "plan_right", "verdict_right")
     assert [scores[name]["n"] for name in names] == [4, 3, 1, 6]
     assert {f"verdict_{status}" for status in STATUSES} < set(scores)
+
+
+# --- what goes wrong --------------------------------------------------------------------------
+
+GOOD = '{"instruction": "open the drawer", "task": "drawer-open"}'
+OPEN = '{"instruction": "open it", '
+
+
+def _one_line(capfd: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What the command says on stderr, in one line, before it gives up with status 2."""
+    capfd.readouterr()
+    assert main(["evaluate-plans", *argv]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("embodied: "), err
+    return err.removeprefix("embodied: ").strip()
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model must not be loaded: what is wrong can be said without it."""
+    monkeypatch.setattr(scoring.Planner, "load", lambda _: pytest.fail("the planner is loaded"))
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("open the drawer", "not JSON (Expecting value"),
+        (GOOD[:-1], "not JSON ("),
+        (f"{GOOD} {GOOD}", "not JSON (Extra data"),
+        ("\udcff", "not JSON ('utf-8' codec can't decode byte 0xff"),
+        ('"open the drawer"', 'expected {"instruction": "…"} with "task" or "tasks"'),
+        ('{"task": "drawer-open"}', 'expected {"instruction": "…"}'),
+        ('{"instruction": 5, "task": "drawer-open"}', 'expected {"instruction": "…"}'),
+        ('{"instruction": " ", "task": null}', "the instruction is empty"),
+        ('{"instruction": "open it"}', '"task" or "tasks" is missing; null when'),
+        (OPEN + '"task": ["drawer-open"]}', '"task" is a name or null'),
+        (OPEN + '"tasks": "drawer-open"}', '"tasks" a list of names or null'),
+        (OPEN + '"task": "drawer-opn"}', "offers the task 'drawer-opn'; did you mean 'drawer-open"),
+        (OPEN + '"tasks": ["hammer", "x"]}', "offers the task 'x'; there are: assembly, "),
+        (OPEN + '"task": ""}', "no scene of metaworld offers the task ''"),
+        (OPEN + '"task": "kettle"}', "'kettle'; kitchen does: name it in --scenes"),
+    ],
+)
+def test_a_bad_line_is_named(
+    line: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_bytes(f"{GOOD}\n\n{line}\n{GOOD}\n".encode(errors="surrogateescape"))
+    told = _one_line(capfd, "--instructions", str(path))
+    assert told.startswith(f"{path}, line 3: ") and said in told
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_a_file_without_instructions(
+    text: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "asked.jsonl"
+    assert "No such file" in _one_line(capfd, "--instructions", str(path))
+    path.write_text(text)
+    assert f"{path} has no instructions: one a line" in _one_line(
+        capfd, "--instructions", str(path)
+    )
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("metawrld", "unknown simulator 'metawrld'; did you mean 'metaworld'? there are: "),
+        ("metaworld,bath", "unknown simulator 'bath'; there are: metaworld, kitchen"),
+        (" ,", "no simulator in ' ,'; there are: metaworld, kitchen"),
+    ],
+)
+def test_a_typo_in_scenes(
+    given: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = str(_write(tmp_path, LINES))
+    assert said in _one_line(capfd, "--instructions", path, "--scenes", given)
+
+
+def test_scenes_of_two_simulators(tiny: Planner, score: Score, tmp_path: Path) -> None:
+    lines = [*LINES, {"instruction": "boil water", "tasks": ["kettle"]}]
+    planner = FakePlanner(tiny, SAID)
+    path = _write(tmp_path, lines)
+    scores = score(planner, instructions=path, scenes="metaworld, kitchen,")
+    assert _kn(scores, "right_task") == [(2, 5)] and len(planner.catalogue) == 51
+
+
+@pytest.mark.parametrize("flag", ["--plans", "--verdicts"])
+def test_a_missing_data_set_is_found_before_anything_is_scored(
+    flag: str,
+    tiny_planner: Path,
+    recorded_set: Path,
+    features_dir: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path, missing = str(_write(tmp_path, LINES)), str(tmp_path / "none")
+    argv = ["--model", str(tiny_planner), "--instructions", path]
+    argv += ["--plans", str(recorded_set), "--verdicts", str(recorded_set)]
+    argv += ["--features_dir", str(features_dir), flag, missing]
+    Planner.load(tiny_planner)
+    told = _one_line(capfd, *argv)
+    assert told.startswith(f"no data set at '{missing}'") and "give the folder" in told

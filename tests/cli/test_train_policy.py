@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from embodied.checkpoint import CheckpointError
 from embodied.cli.assemble import load_policy, save_policy
 from embodied.cli.main import main
 from embodied.cli.train_policy import TrainPolicyOptions, choose_demos, train_policy
+from embodied.egocot.dataset import AlignmentSampler
 from embodied.model.former import EmbodiedFormer
 from embodied.model.planner import Planner
 
@@ -108,6 +110,32 @@ def test_stopped_and_gone_on_with_is_exactly_the_same(
     assert _same(_tensors(tmp_path), _tensors(straight)) and not _same(halfway, _tensors(straight))
     states = [checkpoint.load(folder / "training_state")[0] for folder in (tmp_path, straight)]
     assert _same(*states)
+
+
+def test_interrupted_it_goes_on_from_the_last_saved_state(
+    run: Run, straight: Path, tmp_path: Path
+) -> None:
+    draw = AlignmentSampler.__call__
+
+    def stop(self: AlignmentSampler, step: int) -> Any:
+        if step == 3:
+            raise KeyboardInterrupt
+        return draw(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AlignmentSampler, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, save_every=2)
+    assert checkpoint.load(tmp_path / "training_state")[1]["next_step"] == 2
+    run(tmp_path, save_every=2)
+    assert _same(_tensors(tmp_path), _tensors(straight))
+
+
+def test_run_again_when_finished_it_saves_the_same(run: Run, straight: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(straight, tmp_path / "again"))
+    run(folder)
+    (mine, told), (theirs, meant) = (checkpoint.load(f / "policy") for f in (folder, straight))
+    assert _same(mine, theirs) and told == meant and set(told["figures"]) > {"loss"}
 
 
 # --- which demonstrations ---------------------------------------------------------------------
