@@ -29,24 +29,39 @@ ABLATIONS: tuple[Ablation, ...] = ("none", "plan_zeroed", "plan_shuffled", "blin
 
 
 @dataclass(frozen=True)
-class AgentOptions:
-    """How the agent acts.
+class Motor:
+    """What moves one robot, and how.
 
     Args:
+        former: the Embodied-former that the policy was trained with; the planner's own if shared.
+        policy: features → action chunks.
         execute: actions of a chunk that are carried out before the next look.
         retreat: what the robot does to let go before it tries again, (A,) in its own units.
         retreat_steps: how long.
         monitor: see `MonitorOptions`.
-        ablate: what is taken away to see what it was worth. "plan_zeroed": the former gets no
+        train_seeds: layout seeds that the policy was trained on, for the record beside a result.
+    """
+
+    former: EmbodiedFormer
+    policy: Policy
+    execute: int = 4
+    retreat: tuple[float, ...] = ()
+    retreat_steps: int = 10
+    monitor: MonitorOptions = field(default_factory=MonitorOptions)
+    train_seeds: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """What is taken away from the agent to see what it was worth.
+
+    Args:
+        ablate: "plan_zeroed": the former gets no
             words. "plan_shuffled": it gets another task's sub-goals. "blind": black pictures.
             "no_loop": the done head alone moves the plan on; nothing is judged or tried again.
         shuffled: for "plan_shuffled": task → the sub-goals that stand in for its own.
     """
 
-    execute: int = 4
-    retreat: tuple[float, ...] = ()
-    retreat_steps: int = 10
-    monitor: MonitorOptions = field(default_factory=MonitorOptions)
     ablate: Ablation = "none"
     shuffled: dict[str, tuple[Subgoal, ...]] = field(default_factory=dict)
 
@@ -56,8 +71,7 @@ class Agent:
 
     Args:
         planner: plans and judges.
-        former: the Embodied-former that the policy was trained with; the planner's own if shared.
-        policy: features → action chunks.
+        motors: simulator, as environment ids name it before any "/" → what moves its robot.
         catalogue: environment id → what it offers: all that the agent may be asked for. An
             instruction is refused unless the scene at hand offers it.
         options: see `AgentOptions`.
@@ -66,16 +80,17 @@ class Agent:
     def __init__(
         self,
         planner: Planner,
-        former: EmbodiedFormer,
-        policy: Policy,
+        motors: Mapping[str, Motor],
         catalogue: Mapping[str, Vocabulary],
         options: AgentOptions | None = None,
     ) -> None:
         self.planner = planner
-        self.train_seeds: Any = None
-        """Layout seeds that the policy was trained on, for the record beside a result."""
         self.options = options or AgentOptions()
-        self._controller = Controller(planner, former, policy, self.options.execute)
+        self.motors = motors
+        self._controllers = {
+            name: Controller(planner, motor.former, motor.policy, motor.execute)
+            for name, motor in motors.items()
+        }
         self.catalogue = catalogue
         self._routes: dict[tuple[str, str | None], Route] = {}
 
@@ -84,7 +99,6 @@ class Agent:
     def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
         """Forget the last episode, and plan this one. The plan says so when it is refused."""
         self._instruction, self._vocabulary = instruction, vocabulary
-        self._monitor = Monitor(self.options.monitor)
         self._memory = Memory()
         self._verdicts: list[dict[str, Any]] = []
         self._latency: dict[str, list[float]] = {"plan": [], "judge": []}
@@ -95,6 +109,9 @@ class Agent:
         env_ids = [e for e, offered in self.catalogue.items() if offered.tasks == vocabulary.tasks]
         if not env_ids:
             raise ValueError(f"no environment of the catalogue offers {list(vocabulary.tasks)}")
+        robot = env_ids[0].partition("/")[0]
+        self._motor, self._controller = self.motors[robot], self._controllers[robot]
+        self._monitor = Monitor(self._motor.monitor)
         route = self.route(instruction, env_ids[0])
         if route.refused is not None:
             return Plan(instruction, "", (), refused=route.refused)
@@ -277,5 +294,5 @@ class Agent:
         return stack_cameras(frames, config.cameras)[0]
 
     def _retreat(self) -> list[np.ndarray]:
-        action = np.array(self.options.retreat, np.float32)
-        return [action] * self.options.retreat_steps if len(action) else []
+        action = np.array(self._motor.retreat, np.float32)
+        return [action] * self._motor.retreat_steps if len(action) else []

@@ -9,7 +9,8 @@ import torch
 
 import policies
 from embodied import checkpoint
-from embodied.agent.agent import Ablation, Agent, AgentOptions
+from embodied.agent.agent import Ablation, Agent, AgentOptions, Motor
+from embodied.agent.monitor import MonitorOptions
 from embodied.model.former import EmbodiedFormer
 from embodied.model.planner import Planner
 from embodied.types import Subgoal
@@ -84,19 +85,45 @@ def load_agent(
 ) -> Agent:
     """The agent from saved folders; the shipped ones by default.
 
+    Args:
+        model_dir: a planner.
+        policy_dir: a policy, or a folder of policies, each for another robot.
+        ablate: see `AgentOptions`.
+
     Raises:
-        CheckpointError: a folder is missing or damaged.
+        CheckpointError: a folder is missing or damaged, or two policies are for one robot.
     """
     planner = Planner.load(model_dir or SHIPPED / "planner").for_inference()
-    policy, former, config = load_policy(policy_dir or SHIPPED / "policy", planner)
-    as_tuple = lambda v: tuple(v) if isinstance(v, list) else v  # noqa: E731
-    settings: dict[str, Any] = {k: as_tuple(v) for k, v in config["agent"].items()}
-    options = AgentOptions(
-        **settings,
-        ablate=ablate,
-        shuffled=_shuffled_subgoals() if ablate == "plan_shuffled" else {},
-    )
-    catalogue = scenes.catalogue(tuple(config.get("scenes", ("metaworld",))))
-    agent = Agent(planner, former, policy, catalogue, options)
-    agent.train_seeds = config.get("train_seeds")
-    return agent
+    motors: dict[str, Motor] = {}
+    for folder in policy_folders(policy_dir or SHIPPED / "policies"):
+        policy, former, config = load_policy(folder, planner)
+        motor = _motor(policy, former, config)
+        for name in config.get("scenes", ("metaworld",)):
+            if name in motors:
+                raise checkpoint.CheckpointError(f"{folder} is a second policy for {name}")
+            motors[name] = motor
+    shuffled = _shuffled_subgoals() if ablate == "plan_shuffled" else {}
+    options = AgentOptions(ablate, shuffled)
+    return Agent(planner, motors, scenes.catalogue(tuple(motors)), options)
+
+
+def policy_folders(folder: Path) -> list[Path]:
+    """`folder` itself where it is a checkpoint, else the checkpoints in it, by name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if (folder / "config.json").is_file() or not folder.is_dir():
+        return [folder]
+    inside = sorted(path.parent for path in folder.glob("*/config.json"))
+    if not inside:
+        raise checkpoint.CheckpointError(f"{folder} holds no policy; give another folder")
+    return inside
+
+
+def _motor(policy: Any, former: EmbodiedFormer, config: dict[str, Any]) -> Motor:
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in config["agent"].items()}
+    if "monitor" in settings:
+        settings["monitor"] = MonitorOptions(**settings["monitor"])
+    seeds = config.get("train_seeds")
+    return Motor(former, policy, train_seeds=None if seeds is None else tuple(seeds), **settings)

@@ -44,6 +44,8 @@ class FinetuneOptions:
         look_at: more data sets, for plans and verdicts only, comma-separated.
         output_dir: where the log, the state and the result go.
         model: a planner to start from; a fresh small one when not given.
+        adapter: a planner whose adapter is taken instead of that of `model`, as when `words` and
+            `align` ran side by side.
         steps: optimiser steps.
         learning_rate: its peak.
         horizon: actions in a chunk.
@@ -58,6 +60,7 @@ class FinetuneOptions:
     dataset: str = ""
     look_at: str = ""
     model: Path | None = None
+    adapter: Path | None = None
     steps: int = 4000
     learning_rate: float = 5e-4
     horizon: int = 8
@@ -119,12 +122,21 @@ def finetune(options: FinetuneOptions) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    planner = Planner.load(options.model) if options.model else Planner.build(preset("small"))
+    planner = _planner(options)
     if options.stage == "align":
         return align(planner, options)
     from embodied.cli.finetune_plan import finetune_plan
 
     return finetune_plan(planner, options)
+
+
+def _planner(options: FinetuneOptions) -> Planner:
+    """What training starts from. Raises ValueError when there is an adapter and no planner."""
+    if options.model is not None:
+        return Planner.load(options.model, options.adapter)
+    if options.adapter is not None:
+        raise ValueError("--adapter replaces the adapter of a planner; give its --model as well")
+    return Planner.build(preset("small"))
 
 
 def align(planner: Planner, options: FinetuneOptions) -> int:

@@ -101,7 +101,7 @@ class Trials:
         setup = {
             "success_rule": env.success_rule,
             "horizon": env.horizon,
-            "train_seeds": getattr(actor, "train_seeds", None),
+            "train_seeds": _train_seeds(actor, env.env_id),
             "render_flags": env.render_flags,
         }
         if tried.outcome in ("crash", "sim_fault"):
@@ -232,3 +232,9 @@ def in_processes(jobs: list[Job], setting: Setting, n_workers: int) -> Iterator[
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _train_seeds(actor: Any, env_id: str) -> list[int] | None:
+    """Layout seeds that what moves this robot was trained on; None where nothing was."""
+    motor = getattr(actor, "motors", {}).get(scenes.family(env_id))
+    return None if motor is None or motor.train_seeds is None else list(motor.train_seeds)

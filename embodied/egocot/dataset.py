@@ -42,8 +42,10 @@ class Phrasebook(Protocol):
 N_PLACES = 3
 """Positions asked of the former: the first noun at hand, the second, the gripper."""
 
-_STILL_STEPS = 16
-_MOVED_FROM, _MOVED_TO = 8, 24
+_SEEN_AFTER = {"stopped": 16, "missed": 24, "moved": 8, "pushed_back": 4}
+"""Steps after a fault from which a clip of 16 steps shows it."""
+_SEEN_UNTIL = {"moved": 24, "pushed_back": 14}
+"""Steps after a fault up to which a clip shows what was before."""
 _LAG_STEPS = 12
 _LATE, _EARLY = 0.7, 0.12
 
@@ -126,14 +128,41 @@ def verdict_of(episode: Recorded, index: int, step: int) -> tuple[Status, str]:
     verb = episode.meta.plan.subgoals[index].verb
     if episode.met(index, step):
         return "done", REASONS["done"][0]
-    if tag == "stopped" and since >= _STILL_STEPS:
-        return "failed", REASONS["failed"][0]
-    if tag == "missed" and since >= _STILL_STEPS + 8:
-        return "failed", REASONS["failed"][1]
-    lost = tag == "moved" and _MOVED_FROM <= since <= _MOVED_TO
-    if lost and index > 0 and episode.subgoal[step] == 0:
-        return "failed", REASONS["failed"][2]
+    if tag in _SEEN_AFTER and since >= _SEEN_AFTER[tag]:
+        reasons = REASONS["failed"]
+        if tag == "stopped":
+            return "failed", reasons[0]
+        if tag == "missed":
+            return "failed", reasons[1]
+        if since <= _SEEN_UNTIL[tag]:
+            if tag == "moved" and _has_lost(episode, index, step):
+                return "failed", reasons[2]
+            before = max(0, episode.fault_step - 1)
+            if tag == "pushed_back" and verb != "reach" and episode.met(index, before):
+                return "failed", reasons[4]
     return "progressing", REASONS["progressing"][0 if verb == "reach" else 1]
+
+
+def _has_lost(episode: Recorded, index: int, step: int) -> bool:
+    """Whether the hand was at the thing of sub-goal `index` when that was moved, and no more."""
+    before, now = (int(episode.subgoal[s]) for s in (max(0, episode.fault_step - 1), step))
+    subgoals = episode.meta.plan.subgoals
+    same_thing = subgoals[now].args[0] == subgoals[index].args[0]
+    return now < index and now < before and subgoals[now].verb == "reach" and same_thing
+
+
+def is_clear(episode: Recorded, step: int) -> bool:
+    """Whether a clip that ends at `step` can be judged: not just when something goes wrong.
+
+    A hand that stopped a moment ago cannot be told from one that is about to go on.
+    """
+    tag, since = episode.meta.tag, step - episode.fault_step
+    if tag not in _SEEN_AFTER:
+        return True
+    if 0 <= since < _SEEN_AFTER[tag]:
+        return False
+    last = _SEEN_UNTIL.get(tag)
+    return last is None or not last < since <= last + _SEEN_AFTER[tag]
 
 
 def nouns_at_hand(subgoal: Subgoal) -> list[str]:
@@ -282,9 +311,13 @@ class AlignmentSampler:
 def draw_verdict(
     rng: np.random.Generator, by_task: Mapping[str, Sequence[Recorded]]
 ) -> tuple[Recorded, int, int]:
-    """An episode, a step at a clip's end and a sub-goal to judge, failures drawn more often."""
+    """An episode, a step at a clip's end and a sub-goal to judge, failures drawn more often.
+
+    Clips that nobody could judge are left out, see `is_clear`.
+    """
     wanted = rng.choice(STATUSES, p=[0.4, 0.25, 0.35])
-    for _ in range(20):
+    found: tuple[Recorded, int, int] | None = None
+    for attempt in range(200):
         episode = _draw(rng, by_task)
         n_clips = max(1, (episode.span.length - IMAGE_EVERY) // TUBELET_EVERY)
         late = wanted == "failed" or rng.random() < 0.3
@@ -292,9 +325,14 @@ def draw_verdict(
         step = int(rng.integers(low, n_clips)) * TUBELET_EVERY + IMAGE_EVERY
         step = min(step, episode.span.length - 1)
         index = int(rng.integers(len(episode.meta.plan.subgoals)))
-        if verdict_of(episode, index, step)[0] == wanted:
+        if not is_clear(episode, step):
+            continue
+        found = episode, step, index
+        if attempt >= 20 or verdict_of(episode, index, step)[0] == wanted:
             break
-    return episode, step, index
+    if found is None:
+        raise ValueError("none of the episodes has a clip that can be judged")
+    return found
 
 
 def clip_tokens(episode: Recorded, step: int) -> np.ndarray:

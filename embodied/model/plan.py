@@ -34,6 +34,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "the gripper is in the wrong place",
         "the object is not where the gripper is",
         "nothing moves",
+        "it has come undone",
     ),
 }
 """What a verdict may give as its reason, by status."""

@@ -9,6 +9,7 @@ tokens in front of the prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,27 @@ class Planner(nn.Module):
         return cls(config, vision, language, tokenizer)
 
     @classmethod
-    def load(cls, folder: Path) -> Planner:
-        """A planner that `save` wrote. Raises CheckpointError for a damaged one."""
-        tensors, values = checkpoint.load(folder)
-        if "model" not in values:
-            raise checkpoint.CheckpointError(f"{folder} holds no planner; give another folder")
-        planner = cls.build(from_dict(values["model"]))
+    def load(cls, folder: Path, adapter: Path | None = None) -> Planner:
+        """A planner that `save` wrote.
+
+        Args:
+            folder: of the planner.
+            adapter: another planner of the same language model, whose adapter is taken instead.
+
+        Raises:
+            CheckpointError: a folder is damaged, or the two do not fit together.
+        """
+        tensors, config = _read(folder)
+        if adapter is not None:
+            theirs, other = _read(adapter)
+            if other.llm != config.llm:
+                raise checkpoint.CheckpointError(
+                    f"{adapter} adapts {other.llm}, but {folder} speaks by {config.llm}"
+                )
+            config = replace(config, adapter=other.adapter)
+            mine = {k: v for k, v in tensors.items() if not k.startswith("adapter.")}
+            tensors = mine | {k: v for k, v in theirs.items() if k.startswith("adapter.")}
+        planner = cls.build(config)
         planner.load_trained(tensors)
         return planner.eval()
 
@@ -229,6 +245,14 @@ class Planner(nn.Module):
         texts = verdict_texts()
         chances = self.decoder.score(visual, prompt, texts).softmax(0).tolist()
         return likeliest_verdict(dict(zip(texts, chances, strict=True)))
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], ModelConfig]:
+    """A planner's trained tensors and its config. Raises CheckpointError."""
+    tensors, values = checkpoint.load(folder)
+    if "model" not in values:
+        raise checkpoint.CheckpointError(f"{folder} holds no planner; give another folder")
+    return tensors, from_dict(values["model"])
 
 
 def plan_prompt(instruction: str, experience: str = "", tasks: Sequence[str] = ()) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embodied.agent.agent import Ablation, Agent, AgentOptions
+from embodied.agent.agent import Ablation, Agent, AgentOptions, Motor
 from embodied.agent.memory import lesson
 from embodied.config import preset
 from embodied.model.former import EmbodiedFormer, TextState
@@ -120,9 +120,11 @@ class Setting:
     ) -> None:
         self.planner, self.policy = FakePlanner(verdicts, refused), FakePolicy(done)
         self.former = CountingFormer().eval()
-        settings = AgentOptions(retreat=RETREAT, retreat_steps=5, ablate=ablate, **options)
+        shuffled = {"shuffled": options.pop("shuffled")} if "shuffled" in options else {}
+        motor = Motor(self.former, self.policy, retreat=RETREAT, retreat_steps=5, **options)
         planner: Any = self.planner
-        self.agent = Agent(planner, self.former, self.policy, CATALOGUE, settings)
+        settings = AgentOptions(ablate, **shuffled)
+        self.agent = Agent(planner, {"metaworld": motor}, CATALOGUE, settings)
         self.n_steps = 0
         self.still = False
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embodied.agent.agent import Agent, AgentOptions
+from embodied.agent.agent import Agent, Motor
 from embodied.model.routing import Route
 from embodied.types import Observation, Plan, Subgoal, Verdict, Vocabulary
 from tests.agent.test_agent import CLAIMS, CountingFormer, FakePlanner, FakePolicy
@@ -46,8 +46,8 @@ class Kitchen:
         self.planner = SceneWatcher(tasks)
         planner: Any = self.planner
         policy, former = FakePolicy(CLAIMS), CountingFormer().eval()
-        options = AgentOptions(retreat=(0.0, 0.0, 0.5, -1.0), retreat_steps=2)
-        self.agent = Agent(planner, former, policy, {"kitchen": VOCABULARY}, options)
+        motor = Motor(former, policy, retreat=(0.0, 0.0, 0.5, -1.0), retreat_steps=2)
+        self.agent = Agent(planner, {"kitchen": motor}, {"kitchen": VOCABULARY})
         self.n_steps = 0
 
     def observation(self) -> Observation:

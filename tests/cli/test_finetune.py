@@ -179,7 +179,7 @@ def test_align_leaves_a_whole_agent(run: Run, tiny_planner: Path, recorded_set: 
     assert former is agent.planner.former and policy.horizon == 5
     assert (policy.state_std > 0).all() and (policy.state_mean != 0).all()
     assert config["scenes"] == ["metaworld"] and config["agent"]["execute"] == 4
-    assert agent.options.retreat == tuple(config["agent"]["retreat"])
+    assert agent.motors["metaworld"].retreat == tuple(config["agent"]["retreat"])
 
 
 # --- what goes wrong --------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from embodied.egocot.dataset import (
     load_recorded,
     nouns_at_hand,
     places_at,
+    is_clear,
     verdict_of,
 )
 from embodied.model.features import IMAGE_EVERY, N_TUBELETS, TUBELET_EVERY
@@ -274,7 +275,7 @@ def test_a_clip_ends_at_its_step_and_shows_nothing_of_later(make: Make, step: in
 
 REACH, PULL = 0, 1
 ON_ITS_WAY, GOING_ON = REASONS["progressing"]
-SHORT, ELSEWHERE, LOST, _ = REASONS["failed"]
+SHORT, ELSEWHERE, LOST, _, _ = REASONS["failed"]
 
 
 @pytest.mark.parametrize(
@@ -300,8 +301,48 @@ SHORT, ELSEWHERE, LOST, _ = REASONS["failed"]
 def test_true_verdicts_at_their_boundaries(
     make: Make, tag: str, index: int, since: int, status: str, reason: str
 ) -> None:
-    episode = make(length=100, tag=tag, fault_step=30, subgoal=[0] * 100)
+    subgoal = [1] * 30 + [0] * 70 if tag == "moved" else [0] * 100  # the hand was at the thing
+    episode = make(length=100, tag=tag, fault_step=30, subgoal=subgoal)
     assert verdict_of(episode, index, 30 + since) == (status, reason)
+
+
+def test_nothing_is_lost_before_the_hand_was_there(make: Make) -> None:
+    episode = make(length=100, tag="moved", fault_step=30, subgoal=[0] * 100)
+    assert verdict_of(episode, PULL, 46) == ("progressing", GOING_ON)
+
+
+@pytest.mark.parametrize(("since", "undone"), [(3, False), (4, True), (14, True), (15, False)])
+def test_what_was_pushed_back_has_come_undone(make: Make, since: int, undone: bool) -> None:
+    """The microwave was open at step 30; the second task, never begun, has not."""
+    bits = np.array([0b0011] * 30 + [0] * 70)
+    env_id, steps = "kitchen/microwave+light switch", [2] * 30 + [0] * 70
+    episode = make(env_id, length=100, tag="pushed_back", fault_step=30, subgoal=steps)
+    episode = dataclasses.replace(episode, met_bits=bits)
+    status = "failed" if undone else "progressing"
+    assert verdict_of(episode, 1, 30 + since)[0] == status
+    assert verdict_of(episode, 3, 30 + since)[0] == "progressing"
+
+
+@pytest.mark.parametrize(
+    ("tag", "since", "clear"),
+    [
+        ("none", 0, True),
+        ("stopped", -1, True),
+        ("stopped", 0, False),
+        ("stopped", 15, False),
+        ("stopped", 16, True),
+        ("missed", 23, False),
+        ("missed", 24, True),
+        ("moved", 7, False),
+        ("moved", 8, True),
+        ("moved", 25, False),
+        ("moved", 33, True),
+    ],
+)
+def test_a_clip_is_not_judged_just_when_something_goes_wrong(
+    make: Make, tag: str, since: int, clear: bool
+) -> None:
+    assert is_clear(make(length=100, tag=tag, fault_step=30), 30 + since) is clear
 
 
 @pytest.mark.parametrize("tag", ["none", "stopped", "missed", "moved"])
