@@ -64,13 +64,18 @@ def demonstrator(
         fault: what goes wrong in this episode; one of `faults`.
         fault_step: when it goes wrong.
         recover: whether it lets go and starts again when nothing moves; off when another policy
-            acts and stands still of its own accord.
+            acts, and may stand still of its own accord.
     """
     if family(env.env_id) == KITCHEN:
         from sims.experts.kitchen_demos import KitchenDemonstrator
 
         return KitchenDemonstrator(
-            env, rng, burst_rate=burst_rate, fault=fault, fault_step=fault_step
+            env,
+            rng,
+            burst_rate=burst_rate,
+            fault=fault,
+            fault_step=fault_step,
+            follows=not recover,
         )
     from sims.experts.metaworld import MetaWorldExpert
 

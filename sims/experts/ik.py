@@ -89,6 +89,11 @@ class ArmServo:
         """The controlled point, metres, world (3,)."""
         return self._data.site_xpos[self._site] + self._tip_m * self.rotation[:, 2]
 
+    @property
+    def gap_m(self) -> float:
+        """Between the fingers; 0.08 when they are open."""
+        return float(self._data.qpos[7:9].sum())
+
     def distance(self, pose: Pose) -> tuple[float, float]:
         """How far the hand is from `pose`: metres, radians."""
         turn = _rotation_vector(pose.rotation @ self.rotation.T)

@@ -22,6 +22,7 @@ _STUCK_STEPS = 20
 _LOST_M = 0.08
 _TOUCHING_M = 0.025
 _NEARBY_M = 0.3
+_CLOSED_M = 0.07  # the kettle's handle, the thickest, keeps the fingers 0.065 apart
 _FOLD_STEPS = 40
 _RESTED_RAD = 0.3
 _REST = np.array([0.15, -1.6, 1.84, -2.3, 0.26, 0.9, 1.6])
@@ -111,7 +112,8 @@ class KitchenExpert:
         if self._is_open(self.element):
             self._go_to(len(self._stages) - 1)
         elif away < _TOUCHING_M:
-            self._go_to(touching)
+            is_taking = self._stages[touching].left is None
+            self._go_to(touching + (is_taking and self._servo.gap_m < _CLOSED_M))
         elif detour < _TOUCHING_M:
             self._go_to(touching - 1)
         else:

@@ -28,6 +28,7 @@ class KitchenDemonstrator:
             set back to its start. From the last two the expert recovers.
         fault_step: when it goes wrong; an element is pushed back once one is far enough, and a
             handle is missed when the hand is there.
+        follows: whether another policy acts, so that every action is told from the state alone.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class KitchenDemonstrator:
         burst_rate: float = 0.0,
         fault: Fault = "none",
         fault_step: int = 0,
+        follows: bool = False,
     ) -> None:
         self._env, self._rng = env, rng
         self.fault: Fault = fault
@@ -47,12 +49,15 @@ class KitchenDemonstrator:
         angle = rng.uniform(0, 2 * np.pi)
         miss = rng.uniform(*_MISS_M) * np.array([np.cos(angle), 0.0, np.sin(angle)])
         self._expert = KitchenExpert(env, rng, miss_m=miss if fault == "missed" else None)
+        self._follows = follows
         self._step = 0
         self._has_failed = False
         self.fault_task: str | None = None
 
     def act(self) -> tuple[np.ndarray, np.ndarray]:
         """The next action as (label, executed), both float32 (9,) within the bounds."""
+        if self._follows:
+            self._expert.resync()
         stopped = self.fault == "stopped" and self._step >= self.fault_step
         label = self._expert.hold() if stopped else self._expert.act()
         if self.fault == "missed" and not self._has_failed:
