@@ -1,7 +1,8 @@
 """Episodes an hour: the loop with our rendering against the same loop with the simulator's own.
 
 Same cameras, same picture size, same layouts, taken in turn within one run. The simulator's
-default draws shadow maps and reflections and smooths edges (quality "high"); ours does not.
+default draws shadow maps and reflections, smooths edges (quality "high"), and draws at every
+control step; ours draws what the agent looks at, which is every second step.
 
     .venv/bin/python scripts/bench_rollout.py [--actor expert] [--env ID] [--n_episodes N]
 """
@@ -22,6 +23,7 @@ from typing import Any, Literal
 
 import tyro
 
+from embodied.agent.rollout import PICTURE_EVERY
 from embodied.cli.attempt import attempt
 from embodied.cli.trials import scripted_expert
 from sims import language, scenes
@@ -80,7 +82,14 @@ def measure(options: BenchOptions) -> dict[Quality, Tally]:
     with ExitStack() as stack:
         envs = {
             quality: stack.enter_context(
-                closing(scenes.make(options.env, horizon=options.horizon, quality=quality))
+                closing(
+                    scenes.make(
+                        options.env,
+                        horizon=options.horizon,
+                        quality=quality,
+                        picture_every=PICTURE_EVERY if quality == "fast" else 1,
+                    )
+                )
             )
             for quality in NAMES
         }

@@ -79,6 +79,7 @@ class KitchenEnv(gym.Env[dict[str, Any], np.ndarray]):
         horizon: control steps until truncation; 280 for each task when None.
         quality: see `sims.rendering`.
         render: whether observations carry pictures; recording experts without video turns it off.
+        picture_every: control steps between pictures; those between show the last one again.
         level: 0: the robot's base and joints vary; 1: elements outside the goal may be open
             already; 2: those of the goal too, all but one.
         rule: which one is `success`.
@@ -99,6 +100,7 @@ class KitchenEnv(gym.Env[dict[str, Any], np.ndarray]):
         horizon: int | None = None,
         quality: Quality = "fast",
         render: bool = True,
+        picture_every: int = 1,
         level: int = 0,
         rule: Rule = "benchmark",
         env_id: str = "kitchen",
@@ -118,6 +120,8 @@ class KitchenEnv(gym.Env[dict[str, Any], np.ndarray]):
         self.image_size = image_size
         self.quality: Quality = quality
         self._render_images = render
+        self._picture_every = picture_every
+        self._images: dict[str, np.ndarray] = {}
         self._kitchen = make_kitchen()
         self._init_qpos = self._kitchen.robot_env.init_qpos.copy()
         self._base_body = self.model.body("panda0_link0").parentid[0]
@@ -174,7 +178,12 @@ class KitchenEnv(gym.Env[dict[str, Any], np.ndarray]):
     @property
     def render_flags(self) -> dict[str, Any]:
         """How the observations' pictures are drawn, for the record beside a result."""
-        return {**render_flags(self.quality), "cameras": list(self.cameras), "px": self.image_size}
+        return {
+            **render_flags(self.quality),
+            "cameras": list(self.cameras),
+            "px": self.image_size,
+            "picture_every": self._picture_every,
+        }
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -200,11 +209,11 @@ class KitchenEnv(gym.Env[dict[str, Any], np.ndarray]):
         self.seed_ = seed
         self.tasks = _goal(options.get("tasks", self._defaults[0]), seed)
         self.level = _check_level(options.get("level", self._defaults[1]))
+        self._n_steps = 0
         if "qpos" in options:
             self._start_from(options["qpos"])
         else:
             self._lay_out(np.random.default_rng(seed), options.get("opened"))
-        self._n_steps = 0
         self.tracker = KitchenTracker(self.tasks)
         self.completion = Completion(self.tasks)
         self.completion.update(self.data.qpos)
@@ -286,8 +295,10 @@ class KitchenEnv(gym.Env[dict[str, Any], np.ndarray]):
             raise SimulatorFault(f"the physics of {self.env_id} diverged at step {self._n_steps}")
 
     def _observation(self) -> dict[str, Any]:
-        names = self.cameras if self._render_images else ()
-        images = {name: self.picture(name) for name in names}
+        if self._n_steps % self._picture_every == 0:
+            names = self.cameras if self._render_images else ()
+            self._images = {name: self.picture(name) for name in names}
+        images = {name: image.copy() for name, image in self._images.items()}
         return {"images": images, "state": self.data.qpos[:N_ROBOT].astype(np.float32)}
 
     def picture(

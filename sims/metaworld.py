@@ -71,6 +71,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         horizon: control steps until truncation; 400 when None.
         quality: see `sims.rendering`.
         render: whether observations carry pictures; recording experts without video turns it off.
+        picture_every: control steps between pictures; those between show the last one again.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012
@@ -88,6 +89,7 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         horizon: int | None = None,
         quality: Quality = "fast",
         render: bool = True,
+        picture_every: int = 1,
     ) -> None:
         if task not in TASKS:
             raise ValueError(f"unknown Meta-World task {task!r}; there are: {', '.join(TASKS)}")
@@ -102,6 +104,8 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
         self.image_size = image_size
         self.quality: Quality = quality
         self._render_images = render
+        self._picture_every = picture_every
+        self._images: dict[str, np.ndarray] = {}
         self._sawyer = _make_sawyer(task)
         place_camera(self._sawyer.model, "corner4", _WORKSPACE)
         self._sawyer.model.cam_pos[self._sawyer.model.camera("corner2").id] = _CORNER2_MOVED
@@ -137,7 +141,12 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
     @property
     def render_flags(self) -> dict[str, Any]:
         """How the observations' pictures are drawn, for the record beside a result."""
-        return {**render_flags(self.quality), "cameras": list(self.cameras), "px": self.image_size}
+        return {
+            **render_flags(self.quality),
+            "cameras": list(self.cameras),
+            "px": self.image_size,
+            "picture_every": self._picture_every,
+        }
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -201,8 +210,10 @@ class MetaWorldEnv(gym.Env[dict[str, Any], np.ndarray]):
             raise SimulatorFault(f"the physics of {self.env_id} diverged at step {self._n_steps}")
 
     def _observation(self) -> dict[str, Any]:
-        names = self.cameras if self._render_images else ()
-        images = {name: self.picture(name) for name in names}
+        if self._n_steps % self._picture_every == 0:
+            names = self.cameras if self._render_images else ()
+            self._images = {name: self.picture(name) for name in names}
+        images = {name: image.copy() for name, image in self._images.items()}
         return {"images": images, "state": self.raw_obs[:4].astype(np.float32)}
 
     def picture(

@@ -18,7 +18,7 @@ import numpy as np
 from embodied.agent.controller import Controller
 from embodied.agent.memory import Memory
 from embodied.agent.monitor import Look, Monitor, MonitorOptions
-from embodied.agent.rollout import Decision
+from embodied.agent.rollout import PICTURE_EVERY, Decision
 from embodied.model.former import EmbodiedFormer
 from embodied.model.planner import Planner, stack_cameras
 from embodied.model.routing import Route
@@ -49,6 +49,12 @@ class Motor:
     retreat_steps: int = 10
     monitor: MonitorOptions = field(default_factory=MonitorOptions)
     train_seeds: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("execute", "retreat_steps"):
+            steps = getattr(self, name)
+            if steps % PICTURE_EVERY:
+                raise ValueError(f"{name} is a multiple of {PICTURE_EVERY} steps, got {steps}")
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,8 @@ class Agent:
             self._seen.append(observation)
         command = self._controller.act(observation)
         look = self._monitor.watch(observation.state, command.done_probability)
-        if look is not None and self._consider(look, observation):
+        is_fresh = self._n_steps % PICTURE_EVERY == 0
+        if look is not None and is_fresh and self._consider(look, observation):
             command = self._controller.act(observation)
         self._n_steps += 1
         return Decision(command.action, subgoal=self._recorded_index())

@@ -122,7 +122,9 @@ def policy_folders(folder: Path) -> list[Path]:
 
 
 def _motor(policy: Any, former: EmbodiedFormer, config: dict[str, Any]) -> Motor:
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in config["agent"].items()}
+    settings: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in config["agent"].items()
+    }
     if "monitor" in settings:
         settings["monitor"] = MonitorOptions(**settings["monitor"])
     seeds = config.get("train_seeds")

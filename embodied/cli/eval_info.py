@@ -117,8 +117,31 @@ def _aggregate(records: Sequence[Record]) -> dict[str, Any]:
         "n_distinct_layouts": len({(r["env"], r["layout_sha"]) for r in records}),
         "n_crashes": sum(r["outcome"] == "crash" for r in records),
         "n_sim_faults": sum(r["outcome"] == "sim_fault" for r in records),
+        **_by_rule(valid(records)),
         "video_paths": _videos(records),
     }
+
+
+def _by_rule(records: Sequence[Record]) -> dict[str, Any]:
+    """Both rules of a scene that has two, and how far episodes of several tasks came.
+
+    `in_order` counts the episodes whose tasks were all done, by the benchmark's rule, in the order
+    in which they were asked for.
+    """
+    told = [r for r in records if "completed" in r]
+    if not told:
+        return {}
+    rates = {
+        "benchmark": Rate.of(r["success_benchmark"] for r in told),
+        "strict": Rate.of(r["success_strict"] for r in told),
+        "in_order": Rate.of(r["completed"] == r["tasks"] for r in told),
+    }
+    shown = {n: {"k": r.k, "n": r.n, "wilson95": r.wilson95} for n, r in rates.items()}
+    means = {
+        "mean_completed": sum(len(r["completed"]) for r in told) / len(told),
+        "mean_completed_strict": sum(len(r["completed_strict"]) for r in told) / len(told),
+    }
+    return shown | means
 
 
 def _overall(records: Sequence[Record], per_task: list[list[Record]]) -> dict[str, Any]:
@@ -195,4 +218,8 @@ def table(info: dict[str, Any]) -> str:
 def _row(values: dict[str, Any]) -> str:
     apart = {"crashes": values["n_crashes"], "simulator faults": values["n_sim_faults"]}
     notes = "".join(f"; {n} {what}" for what, n in apart.items() if n)
+    if "benchmark" in values:
+        names = ("benchmark", "strict", "in_order")
+        rules = ", ".join(f"{name} {values[name]['k']}" for name in names)
+        notes += f"; {rules}; {values['mean_completed']:.2f} tasks"
     return f"{Rate(values['k'], values['n'])}{notes}"

@@ -22,6 +22,7 @@ from embodied.cli.trials import (
     ActorKind,
     Instructions,
     Job,
+    Rule,
     Setting,
     Trials,
     in_processes,
@@ -47,7 +48,9 @@ class EvaluateOptions:
             test family when not given.
         actor: who acts: the agent, the scripted expert (ceiling) or uniform noise (floor).
         ablate: what is taken from the agent, to see what it was worth.
-        instructions: the plainest words, or one of the paraphrases, drawn by the seed.
+        instructions: the plainest words; one of the paraphrases, drawn by the seed; or the plainest
+            for another task of the scene, while the environment's own is what counts.
+        rule: what ends an episode of the kitchen with success; both are counted.
         horizon: control steps an episode; the environment's own when not given.
         workers: processes, one thread each.
         n_videos: of the first episodes of each task.
@@ -63,6 +66,7 @@ class EvaluateOptions:
     actor: ActorKind = "agent"
     ablate: Ablation = "none"
     instructions: Instructions = "canonical"
+    rule: Rule | None = None
     horizon: int | None = None
     workers: int = 1
     n_videos: int = 2
@@ -141,6 +145,7 @@ def _keep_settings(folder: Path, options: EvaluateOptions, *, begun: bool) -> di
         "ablate": options.ablate,
         "instructions": options.instructions,
         "horizon": options.horizon,
+        "rule": options.rule,
         "model": _fingerprint(options.model, options),
         "policy": _fingerprint(options.policy, options),
     }
@@ -210,6 +215,7 @@ def _results(jobs: list[Job], options: EvaluateOptions) -> Generator[Record, Non
         options.ablate,
         options.instructions,
         options.horizon,
+        options.rule,
     )
     n_workers = min(options.workers, len(jobs))
     if n_workers > 1:

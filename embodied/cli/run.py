@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from embodied.agent.rollout import RefusedTask
+from embodied.agent.rollout import PICTURE_EVERY, RefusedTask
 from embodied.cli.attempt import Attempt, Recorder, attempt, outcome_line
 from embodied.cli.common import check_instruction, stdout_to_stderr, writable_dir
 from embodied.cli.plan import Request, choose_scene, plan_fields
@@ -66,7 +66,8 @@ def _run(request: Request, folder: Path, options: RunOptions) -> dict[str, Any]:
     if scene.env is None:
         return _refusal(request, request.env, scene.refused, scene.latency_s)
     goal = {"tasks": scene.tasks} if scene.env == scenes.KITCHEN else {}
-    with closing(scenes.make(scene.env, horizon=options.horizon, **goal)) as env:
+    more: dict[str, Any] = {"horizon": options.horizon, "picture_every": PICTURE_EVERY, **goal}
+    with closing(scenes.make(scene.env, **more)) as env:
         recorder = Recorder(env, agent.caption, fine=True)
         tried = attempt(env, agent, request.instruction, request.seed, recorder)
         if tried.refused is not None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from embodied.agent.rollout import Actor, Decision
+from embodied.agent.rollout import PICTURE_EVERY, Actor, Decision
 from embodied.cli.attempt import Attempt, Recorder, attempt, outcome_line
 from embodied.cli.common import quiet_libraries
 from embodied.cli.eval_info import Record
@@ -25,7 +25,8 @@ from sims import language, scenes
 
 ActorKind = Literal["agent", "expert", "random"]
 Ablation = Literal["none", "plan_zeroed", "plan_shuffled", "blind", "no_loop"]
-Instructions = Literal["canonical", "paraphrases"]
+Instructions = Literal["canonical", "paraphrases", "another_task"]
+Rule = Literal["benchmark", "strict"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Setting:
     ablate: Ablation
     instructions: Instructions
     horizon: int | None
+    rule: Rule | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Trials:
     def __call__(self, job: Job) -> Record:
         env = self._open(job.env_id)
         actor = self._actor(env, job.seed)
-        instruction = self._instruction(env.tasks_of(job.seed), job.seed)
+        instruction = self._instruction(env, job.seed)
         recorder = None
         if job.video is not None:
             recorder = Recorder(env, self._words(actor, instruction), fine=False)
@@ -111,8 +113,21 @@ class Trials:
     def _open(self, env_id: str) -> Any:
         if self._env is None or self._env.env_id != env_id:
             self._close_env()
-            self._env = scenes.make(env_id, horizon=self._setting.horizon)
+            s = self._setting
+            self._env = scenes.make(
+                env_id,
+                horizon=s.horizon,
+                render=s.actor == "agent",  # no other looks at pictures
+                picture_every=PICTURE_EVERY,
+                **self._rule(env_id),
+            )
         return self._env
+
+    def _rule(self, env_id: str) -> dict[str, Any]:
+        rule = self._setting.rule
+        if rule is not None and scenes.family(env_id) != scenes.KITCHEN:
+            raise ValueError(f"--rule is for the kitchen; {env_id} has one rule of success")
+        return {} if rule is None else {"rule": rule}
 
     def _actor(self, env: Any, seed: int) -> Actor:
         match self._setting.actor:
@@ -129,10 +144,15 @@ class Trials:
                 self._agent.route(language.canonical(env.tasks), scenes.scene_of(env.env_id))
                 return self._agent
 
-    def _instruction(self, tasks: Sequence[str], seed: int) -> str:
-        if self._setting.instructions == "canonical":
-            return language.canonical(tasks)
-        return language.ask(np.random.default_rng([seed, 3]), tasks)
+    def _instruction(self, env: Any, seed: int) -> str:
+        tasks = env.tasks_of(seed)
+        match self._setting.instructions:
+            case "canonical":
+                return language.canonical(tasks)
+            case "paraphrases":
+                return language.ask(np.random.default_rng([seed, 3]), tasks)
+            case "another_task":
+                return language.canonical(_others(env.vocabulary.tasks, tasks))
 
     def _words(self, actor: Any, instruction: str) -> Callable[[], list[str]]:
         if self._setting.actor == "agent":
@@ -148,6 +168,23 @@ class Trials:
         self._close_env()
 
 
+def _others(offered: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """As many tasks of the scene, none of which is asked for: those that come next.
+
+    Raises:
+        ValueError: the scene does not offer so many.
+    """
+    first = offered.index(tasks[0])
+    others = [t for t in (*offered[first:], *offered[:first]) if t not in tasks]
+    if len(others) < len(tasks):
+        raise ValueError(f"the scene of '{', '.join(tasks)}' does not offer as many other tasks")
+    return others[: len(tasks)]
+
+
+_TRUTH = ("completed", "completed_strict", "success_benchmark", "success_strict")
+"""What an episode of several tasks or rules tells besides its success."""
+
+
 def _record(env: Any, seed: int, instruction: str, tried: Attempt, video: Path | None) -> Record:
     steps = [] if tried.episode is None else tried.episode.steps
     rewards = [step.reward for step in steps] or [0.0]
@@ -156,6 +193,7 @@ def _record(env: Any, seed: int, instruction: str, tried: Attempt, video: Path |
     return {
         "env": env.env_id,
         "task": env.task,
+        "tasks": list(env.tasks),
         "seed": seed,
         "layout_sha": getattr(env, "layout_sha", ""),
         "instruction": instruction,
@@ -171,6 +209,7 @@ def _record(env: Any, seed: int, instruction: str, tried: Attempt, video: Path |
         "verdicts": report.get("verdicts", []),
         "sum_reward": sum(rewards),
         "max_reward": max(rewards),
+        **{name: report[name] for name in _TRUTH if name in report},
         "plan_s": tried.begin_s,
         "wall_s": tried.wall_s,
         "control_hz": tried.control_hz,

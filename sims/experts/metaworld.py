@@ -66,7 +66,7 @@ class MetaWorldExpert:
         self._retreats = 0
         self._trail: list[np.ndarray] = []
         self._has_moved = False
-        self.fault_task = env.task
+        self.fault_task: str | None = env.task
 
     def act(self) -> tuple[np.ndarray, np.ndarray]:
         """The next action as (label, executed), both float32 (4,) within the bounds."""

@@ -121,7 +121,7 @@ class Setting:
         self.planner, self.policy = FakePlanner(verdicts, refused), FakePolicy(done)
         self.former = CountingFormer().eval()
         shuffled = {"shuffled": options.pop("shuffled")} if "shuffled" in options else {}
-        motor = Motor(self.former, self.policy, retreat=RETREAT, retreat_steps=5, **options)
+        motor = Motor(self.former, self.policy, retreat=RETREAT, retreat_steps=6, **options)
         planner: Any = self.planner
         settings = AgentOptions(ablate, **shuffled)
         self.agent = Agent(planner, {"metaworld": motor}, CATALOGUE, settings)
@@ -160,11 +160,17 @@ class Setting:
 
 
 def test_it_looks_again_after_every_few_actions_of_a_chunk() -> None:
-    setting = Setting(execute=3)
+    setting = Setting(execute=2)
     setting.begin()
-    firsts = [round(float(action[0]), 1) for action, _ in setting.steps(7)]
-    assert firsts == [1.0, 1.1, 1.2, 2.0, 2.1, 2.2, 3.0]
+    firsts = [round(float(action[0]), 1) for action, _ in setting.steps(5)]
+    assert firsts == [1.0, 1.1, 2.0, 2.1, 3.0]
     assert all(index == 0 for _, index in setting.steps(20))
+
+
+@pytest.mark.parametrize("odd", [{"execute": 3}, {"retreat_steps": 5}])
+def test_it_would_look_when_no_picture_is_drawn(odd: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="multiple of 2 steps"):
+        Motor(CountingFormer(), FakePolicy(SILENT), **odd)
 
 
 def test_the_policys_features_come_from_the_newest_picture() -> None:
@@ -221,9 +227,9 @@ def test_it_lets_go_and_tries_again_after_a_failure() -> None:
     setting = Setting(verdicts=["done", "failed", "progressing"], done=CLAIMS)
     setting.begin()
     taken = setting.until_judged(2)
-    retreat = [taken[-1], *setting.steps(4)]
+    retreat = [taken[-1], *setting.steps(5)]
     assert all(action.tolist() == list(RETREAT) for action, _ in retreat)
-    assert [index for _, index in retreat] == [0] * 5  # from the first sub-goal on
+    assert [index for _, index in retreat] == [0] * 6  # from the first sub-goal on
     assert setting.steps(1)[0][0].tolist() != list(RETREAT)
     report = setting.agent.report()
     assert (report["n_retries"], report["n_replans"]) == (1, 0)

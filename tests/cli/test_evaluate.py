@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
@@ -14,6 +15,7 @@ from embodied.cli.evaluate import layout_seeds
 from embodied.cli.main import main
 from embodied.cli.trials import Ablation, Job, Setting, Trials
 from embodied.metrics import Rate
+from sims import language
 
 if TYPE_CHECKING:
     from tests.cli.conftest import FakeAgent
@@ -154,9 +156,50 @@ def test_tiny_agent_is_evaluated(
 
 def test_paraphrases_are_drawn_by_the_seed() -> None:
     trials = Trials(Setting("random", None, None, "none", "paraphrases", 5))
-    said = [trials._instruction(("drawer-open",), seed) for seed in range(30)]
-    assert said == [trials._instruction(("drawer-open",), seed) for seed in range(30)]
+    env = SimpleNamespace(tasks_of=lambda seed: ("drawer-open",))
+    said = [trials._instruction(env, seed) for seed in range(30)]
+    assert said == [trials._instruction(env, seed) for seed in range(30)]
     assert len(set(said)) > 10
+
+
+def test_another_task_is_asked_for_and_the_own_one_counts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--env", "kitchen/light switch", "--instructions", "another_task"]
+    argv += ["--actor", "expert", "--n_episodes", "1", "--n_videos", "0", "--rule", "strict"]
+    assert evaluate(tmp_path, *argv) == 0
+    info = told(capfd)
+    (episode,) = info["per_task"][0]["per_episode"]
+    assert episode["instruction"] == language.canonical(["slide cabinet"])
+    assert episode["tasks"] == episode["completed"] == episode["completed_strict"]
+    assert episode["tasks"] == ["light switch"]
+    overall = info["overall"]
+    assert [overall[rule]["k"] for rule in ("benchmark", "strict", "in_order")] == [1, 1, 1]
+    assert overall["mean_completed"] == overall["mean_completed_strict"] == 1
+    assert overall["success_rule"] == "strict"
+
+
+def test_only_a_scene_of_many_tasks_can_be_asked_for_another(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--actor", "random", "--n_episodes", "1", "--horizon", "2"]
+    assert evaluate(tmp_path / "a", "--env", DRAWER, "--instructions", "another_task", *argv) == 2
+    assert "does not offer as many other tasks" in capfd.readouterr().err
+    assert evaluate(tmp_path / "b", "--env", DRAWER, "--rule", "strict", *argv) == 2
+    assert "--rule is for the kitchen" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("done", "in_order"), [(["kettle", "microwave"], 0), (["microwave", "kettle"], 1)]
+)
+def test_what_is_done_in_another_order_is_no_success_in_order(
+    done: list[str], in_order: int
+) -> None:
+    told = {"tasks": ["microwave", "kettle"], "completed": done, "completed_strict": done[:1]}
+    rules = {"success_benchmark": True, "success_strict": False}
+    figures = eval_info._by_rule([record(1, True, **told, **rules)])
+    assert figures["in_order"]["k"] == in_order and figures["benchmark"]["k"] == 1
+    assert (figures["strict"]["k"], figures["mean_completed_strict"]) == (0, 1)
 
 
 def test_default_seeds_are_the_test_family() -> None:

@@ -22,11 +22,11 @@ from embodied.egocot.dataset import (
     clip_tokens,
     draw_verdict,
     group_by_task,
+    is_clear,
     is_imitable,
     load_recorded,
     nouns_at_hand,
     places_at,
-    is_clear,
     verdict_of,
 )
 from embodied.model.features import IMAGE_EVERY, N_TUBELETS, TUBELET_EVERY

@@ -9,6 +9,7 @@ import pytest
 
 from sims.experts.ik import ArmServo, Pose
 from sims.experts.kitchen import KitchenExpert
+from sims.experts.kitchen_demos import KitchenDemonstrator
 from sims.kitchen import KitchenEnv
 from sims.kitchen_elements import ELEMENTS, set_element
 from sims.seeds import FIRST_SEED
@@ -95,6 +96,18 @@ def test_recovers_from_states_that_others_reached(env: KitchenEnv) -> None:
         env.step(np.clip(expert.act() + push, -1, 1))
     expert.resync()
     assert _run(env, expert, 200)[0] == ["top burner"]
+
+
+@pytest.mark.parametrize("task", ["kettle", "light switch", "slide cabinet"])
+def test_the_state_alone_says_what_to_do(env: KitchenEnv, task: str) -> None:
+    """Told anew in every step, as when it labels what another policy does."""
+    env.reset(seed=SEED, options={"tasks": (task,)})
+    demonstrator = KitchenDemonstrator(env, np.random.default_rng(SEED), follows=True)
+    for _ in range(200):
+        info = env.step(demonstrator.act()[0])[-1]
+        if info["success_strict"]:
+            break
+    assert info["completed_strict"] == [task]
 
 
 def test_the_same_seeds_give_the_same_actions(env: KitchenEnv) -> None:
