@@ -27,6 +27,7 @@ from sims.experts import Fault
 _LINGER_STEPS = 10
 _STOP_STEPS = 28
 _FAULT_STEPS = (10, 60)
+_STRETCH_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class RecordOptions:
         workers: processes; the machine's cores when 0.
         model, policy: a planner and a policy that act while the expert labels what it would have
             done (DAgger, arXiv 1011.0686); the expert itself acts when not given.
+        beta: with a policy, the share of stretches of 20 steps in which the expert acts after all,
+            so that later parts of the task are seen too.
     """
 
     env: str
@@ -62,6 +65,7 @@ class RecordOptions:
     workers: int = 0
     model: Path | None = None
     policy: Path | None = None
+    beta: float = 0.0
 
 
 class ExpertActor:
@@ -133,6 +137,7 @@ class CorrectedActor(ExpertActor):
     def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
         plan = super().begin(observation, instruction, vocabulary)
         self._subgoals, self._index = plan.subgoals, -1
+        self._is_guided = False
         return plan
 
     def act(self, observation: Observation) -> Decision:
@@ -141,7 +146,10 @@ class CorrectedActor(ExpertActor):
             self._controller.begin(self._subgoals[self._index])
         executed = self._controller.act(observation).action
         label, _ = self._expert.act()
-        return Decision(np.clip(executed, -1, 1), label=label)
+        if self._step % _STRETCH_STEPS == 0:
+            self._is_guided = self._rng.random() < self._options.beta
+        self._step += 1
+        return Decision(label if self._is_guided else np.clip(executed, -1, 1), label=label)
 
     def report(self) -> dict[str, Any]:
         return {**super().report(), "acted": str(self._options.policy)}

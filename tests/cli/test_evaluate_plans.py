@@ -403,6 +403,5 @@ def test_a_missing_data_set_is_found_before_anything_is_scored(
     argv = ["--model", str(tiny_planner), "--instructions", path]
     argv += ["--plans", str(recorded_set), "--verdicts", str(recorded_set)]
     argv += ["--features_dir", str(features_dir), flag, missing]
-    Planner.load(tiny_planner)
     told = _one_line(capfd, *argv)
     assert told.startswith(f"no data set at '{missing}'") and "give the folder" in told

@@ -131,7 +131,9 @@ def test_interrupted_it_goes_on_from_the_last_saved_state(
     assert _same(_tensors(tmp_path), _tensors(straight))
 
 
-def test_run_again_when_finished_it_saves_the_same(run: Run, straight: Path, tmp_path: Path) -> None:
+def test_run_again_when_finished_it_saves_the_same(
+    run: Run, straight: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(straight, tmp_path / "again"))
     run(folder)
     (mine, told), (theirs, meant) = (checkpoint.load(f / "policy") for f in (folder, straight))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,14 @@ from sims import kitchen_tasks, language, metaworld, scenes
 from sims.subgoals import TASKS
 
 N_PARAPHRASES = 15
+DATA = Path(__file__).parents[1] / "data"
+HELD_OUT = (
+    "instructions_heldout",
+    "instructions_dev",
+    "kitchen_heldout",
+    "kitchen_dev",
+    "instructions_test",
+)
 
 
 def _plain(text: str) -> str:
@@ -196,15 +205,35 @@ def test_goals_that_the_kitchen_does_not_have(env_id: str) -> None:
         scenes.check_env_id(env_id)
 
 
+def _held_out(name: str) -> list[dict[str, Any]]:
+    text = (DATA / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def test_requests_held_out_are_not_trained_on() -> None:
-    folder = Path(__file__).parents[1] / "data"
     known = {
         _plain(text)
         for ways in [*language.instructions().values(), language.refusals()]
         for texts in ways.values()
         for text in texts
     }
-    for name in ("instructions_heldout", "instructions_dev", "kitchen_heldout", "kitchen_dev"):
-        lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        assert len(lines) >= 100
-        assert not known & {_plain(json.loads(line)["instruction"]) for line in lines}, name
+    for name in HELD_OUT:
+        rows = _held_out(name)
+        assert len(rows) >= 100
+        assert not known & {_plain(row["instruction"]) for row in rows}, name
+
+
+def test_requests_of_the_last_test_are_of_every_kind_and_in_no_other_set() -> None:
+    rows = _held_out("instructions_test")
+    said = {_plain(row["instruction"]) for row in rows}
+    others = {_plain(row["instruction"]) for name in HELD_OUT[:-1] for row in _held_out(name)}
+    assert len(said) == len(rows)
+    assert not said & others
+    han = re.compile(r"[\u4e00-\u9fff]")
+    assert all((row["lang"] == "zh") == bool(han.search(row["instruction"])) for row in rows)
+    asked = [tuple(row["tasks"] or ()) for row in rows]
+    count = Counter(asked)
+    assert all(count[(task,)] >= 2 for task in (*TASKS, *kitchen_tasks.TASKS))
+    assert count[()] == 100
+    several = [tasks for tasks in asked if len(tasks) > 1]
+    assert several and all(kitchen_tasks.check_tasks(tasks) for tasks in several)
