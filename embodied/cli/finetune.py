@@ -28,7 +28,12 @@ from sims import language, scenes
 
 AGENTS: dict[str, dict[str, Any]] = {
     "metaworld": {"execute": 4, "retreat": (0.0, 0.0, 0.8, -1.0), "retreat_steps": 10},
-    "kitchen": {"execute": 4, "retreat": (*[0.0] * 7, 1.0, 1.0), "retreat_steps": 4},
+    "kitchen": {
+        "execute": 4,
+        "retreat": (*[0.0] * 7, 1.0, 1.0),
+        "retreat_steps": 4,
+        "monitor": {"stall_steps": 16, "stall_range": 0.03},
+    },
 }
 """How the agent acts with a policy trained here, by simulator. To let go is to open the gripper;
 Meta-World's hand rises as well."""

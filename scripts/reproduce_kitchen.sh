@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Goes on from scripts/reproduce_small.sh to the shipped weights: one planner for both robots, and
+# a policy for each. Every step resumes where it was interrupted; run again to go on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
+embodied=.venv/bin/embodied
+small=${1:-outputs/small}
+out=${2:-outputs/kitchen}
+data=$out/data
+features=$small/features
+
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+mkdir -p "$out"
+
+# 1. the expert: each element by itself, two and four in a row, three with some open already
+record() {
+  $embodied record --noise 0.02 --output_dir "$data/$1" "${@:2}"
+}
+record single --env kitchen --n_episodes 20 --fault_fraction 0.2
+record four --env kitchen/4 --n_episodes 36 --seed 500 --fault_fraction 0.3
+record two --env kitchen/2 --n_episodes 60 --seed 1000 --fault_fraction 0.2
+record three --env kitchen/3 --n_episodes 20 --seed 1500 --level 2 --fault_fraction 0.2
+record verdicts_single --env kitchen --n_episodes 4 --family select --fault_fraction 0.6
+record verdicts_two --env kitchen/2 --n_episodes 12 --seed 100 --family select --fault_fraction 0.6
+expert=$data/single,$data/two,$data/three,$data/four
+
+# 2. the Embodied-former goes on with the kitchen, and keeps looking at Meta-World
+$embodied finetune --stage align --model "$small/align/planner" --dataset "$expert" \
+  --look_at "$small/data/mt10,$small/data/mt50" --steps 2400 --threads 1 \
+  --features_dir "$features" --output_dir "$out/align"
+
+# 3. plans and verdicts in both; meanwhile the policy learns from the expert's corrections
+$embodied finetune --stage plan --model "$out/align/planner" --adapter "$small/words/planner" \
+  --dataset "$small/data/mt10,$expert" --look_at "$small/data/mt50" --steps 220 \
+  --learning_rate 0.0003 --threads 1 --features_dir "$features" --output_dir "$out/plan" \
+  >"$out/plan.log" 2>&1 &
+plan=$!
+corrected() {
+  $embodied record --horizon "$2" --beta 0.3 --model "$out/align/planner" \
+    --policy "$out/align/policy" --output_dir "$data/$1" "${@:3}"
+}
+corrected corrections 180 --env kitchen --n_episodes 9 --seed 3000
+corrected corrections_four 560 --env kitchen/4 --n_episodes 12 --seed 3500
+OMP_NUM_THREADS=1 $embodied train-policy --model "$out/align/planner" \
+  --dataset "$expert,$data/corrections,$data/corrections_four" --init "$out/align/policy" \
+  --steps 1500 --batch_size 48 --learning_rate 0.0003 --features_dir "$features" \
+  --output_dir "$out/policy"
+wait $plan
+
+# 4. figures on starts and words that nothing was trained on; both robots
+mkdir -p "$out/policies"
+cp -r "$small/policy/policy" "$out/policies/metaworld"
+cp -r "$out/policy/policy" "$out/policies/kitchen"
+evaluate() {
+  $embodied evaluate --workers 2 --model "$out/plan/planner" --policy "$out/policies" "$@"
+}
+$embodied evaluate-plans --instructions tests/data/instructions_test.jsonl \
+  --scenes metaworld,kitchen --verdicts "$data/verdicts_single,$data/verdicts_two" --model "$out/plan/planner" \
+  --features_dir "$features"
+evaluate --env mt10 --n_episodes 20 --output_dir "$out/eval/mt10"
+evaluate --env kitchen --n_episodes 15 --rule strict --output_dir "$out/eval/kitchen"
+evaluate --env kitchen/2 --n_episodes 100 --rule strict --output_dir "$out/eval/kitchen2"
+evaluate --env kitchen/4 --n_episodes 100 --rule strict --output_dir "$out/eval/kitchen4"
