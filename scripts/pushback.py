@@ -5,7 +5,7 @@ The same test starts are tried three times: by the agent as it is, by the agent 
 (the policy's done head alone moves the plan on), and with an oracle that judges by the simulator's
 truth in place of the language model. The oracle is no agent: it is the ceiling of any detector.
 
-    .venv/bin/python scripts/bench_pushback.py [--n_episodes N] [--output_dir D]
+    .venv/bin/python scripts/pushback.py [--n_episodes N] [--output_dir D]
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _AFTER_STEPS = 15
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class PushbackOptions:
     """How often both elements are open at the end although one was pushed back.
 
     Args:
@@ -102,7 +102,7 @@ def run_one(env: Any, agent: Agent, seed: int) -> dict[str, Any]:
     }
 
 
-def measure(options: BenchOptions) -> dict[str, list[dict[str, Any]]]:
+def measure(options: PushbackOptions) -> dict[str, list[dict[str, Any]]]:
     """Every start in every mode; outcomes are kept as they come."""
     options.output_dir.mkdir(parents=True, exist_ok=True)
     log = options.output_dir / "episodes.jsonl"
@@ -136,7 +136,7 @@ def measure(options: BenchOptions) -> dict[str, list[dict[str, Any]]]:
 
 
 def main() -> None:
-    options = tyro.cli(BenchOptions, use_underscores=True)
+    options = tyro.cli(PushbackOptions, use_underscores=True)
     records = measure(options)
     outcomes = {
         mode: [r["success"] for r in sorted(of, key=lambda r: r["seed"])][: options.n_episodes]
