@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +204,29 @@ def test_damage_is_one_clear_line(copy: Path, damage: Callable[[Path], Any], wor
     with pytest.raises(CheckpointError) as caught:
         Planner.load(copy)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_adapter_comes_from_another_planner(
+    copy: Path, planner: Planner, tmp_path: Path
+) -> None:
+    """`words` and `align` trained side by side, by other ranks; the rest is the first one's."""
+    torch.manual_seed(5)
+    other = Planner.build(replace(planner.config, adapter=replace(planner.config.adapter, rank=2)))
+    other.save(tmp_path / "other")
+    mixed = Planner.load(copy, adapter=tmp_path / "other")
+    assert mixed.config.adapter.rank == 2
+    mine, theirs = Planner.load(copy).trained_tensors(), other.trained_tensors()
+    for name, tensor in mixed.trained_tensors().items():
+        source = theirs if name.startswith("adapter.") else mine
+        assert torch.equal(tensor.to(torch.bfloat16), source[name].to(torch.bfloat16)), name
+
+
+def test_an_adapter_of_another_language_model_does_not_fit(copy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(copy, other)
+    _change_model(lambda c: replace(c, llm="random:other"))(other)
+    with pytest.raises(CheckpointError, match="adapts random:other, but"):
+        Planner.load(copy, adapter=other)
 
 
 def test_nan_is_never_saved(planner: Planner, tmp_path: Path) -> None:
