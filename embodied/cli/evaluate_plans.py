@@ -19,6 +19,7 @@ from embodied.cli.assemble import SHIPPED
 from embodied.cli.common import check_instruction, stdout_to_stderr
 from embodied.cli.finetune import load_datasets
 from embodied.egocot.dataset import Recorded, clip_tokens, draw_verdict, group_by_task, verdict_of
+from embodied.episodes import DatasetReader
 from embodied.metrics import Rate, verdict_scores
 from embodied.model.plan import GRID, parse_thought
 from embodied.model.planner import Planner
@@ -75,16 +76,18 @@ def evaluate_plans(options: EvaluatePlansOptions) -> int:
 def _scores(options: EvaluatePlansOptions) -> dict[str, Any]:
     catalogue = scenes.catalogue(check_families(options.scenes))
     rows = read_instructions(options.instructions, catalogue) if options.instructions else []
+    for name in filter(None, f"{options.plans},{options.verdicts}".split(",")):
+        DatasetReader(Path(name))  # checks it, before there is a model and a bar on the screen
     planner = Planner.load(options.model).for_inference()
-    to_plan = load_datasets(planner, options.plans, options.features_dir)
-    to_judge = load_datasets(planner, options.verdicts, options.features_dir)
-    scores: dict[str, Any] = {}  # nothing is scored before all input is known to be good
+    scores: dict[str, Any] = {}
     if options.instructions:
         scores |= score_instructions(planner, rows, catalogue, options.output_dir)
     if options.plans:
-        scores |= score_plans(planner, to_plan, options.n_plans, options.seed)
+        episodes = load_datasets(planner, options.plans, options.features_dir)
+        scores |= score_plans(planner, episodes, options.n_plans, options.seed)
     if options.verdicts:
-        scores |= score_verdicts(planner, to_judge, options.n_verdicts, options.seed)
+        episodes = load_datasets(planner, options.verdicts, options.features_dir)
+        scores |= score_verdicts(planner, episodes, options.n_verdicts, options.seed)
     return scores
 
 

@@ -43,6 +43,9 @@ COMMANDS = {
     "import": Command(
         "embodied.cli.import_:import_", "people's kitchen demonstrations, replayed (LeRobot v3.0)"
     ),
+    "build-egocot": Command(
+        "embodied.cli.build_egocot:build_egocot", "records to learn from, of rollouts or videos"
+    ),
     "train-policy": Command(
         "embodied.cli.train_policy:train_policy", "train a policy from demonstrations"
     ),

@@ -65,7 +65,8 @@ def _run(request: Request, folder: Path, options: RunOptions) -> dict[str, Any]:
     scene = choose_scene(agent, request.instruction, request.env)
     if scene.env is None:
         return _refusal(request, request.env, scene.refused, scene.latency_s)
-    goal = {"tasks": scene.tasks} if scene.env == scenes.KITCHEN else {}
+    # whoever asks for an open cabinet wants it open, not a fifth of the way
+    goal = {"tasks": scene.tasks, "rule": "strict"} if scene.env == scenes.KITCHEN else {}
     more: dict[str, Any] = {"horizon": options.horizon, "picture_every": PICTURE_EVERY, **goal}
     with closing(scenes.make(scene.env, **more)) as env:
         recorder = Recorder(env, agent.caption, fine=True)

@@ -59,7 +59,8 @@ class RandomActor:
         self._rng = np.random.default_rng([seed, 4])
 
     def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
-        return Plan(instruction, "Thought: none.", vocabulary.subgoals, vocabulary.tasks)
+        some = vocabulary.narrowed(vocabulary.tasks[:1])  # any plan will do, and it is ignored
+        return Plan(instruction, "Thought: none.", some.subgoals, some.tasks)
 
     def act(self, observation: Observation) -> Decision:
         action = self._rng.uniform(self._space.low, self._space.high)

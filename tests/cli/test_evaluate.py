@@ -58,6 +58,15 @@ def test_expert_succeeds_and_everything_is_written_down(
         assert second["video"] is None and len(video.read_mp4(first["video"])) > 10
 
 
+def test_random_fails_in_the_kitchen_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--env", "kitchen/kettle", "--actor", "random", "--n_episodes", "1", "--horizon", "3"]
+    assert evaluate(tmp_path, *argv) == 0
+    overall = told(capfd)["overall"]
+    assert (overall["k"], overall["n"], overall["n_crashes"]) == (0, 1, 0)
+
+
 def test_random_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     argv = ["--env", DRAWER, "--actor", "random", "--seeds", "200005:200006", "--horizon", "15"]
     assert evaluate(tmp_path, *argv, "--n_videos", "0") == 0

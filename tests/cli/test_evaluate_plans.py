@@ -177,9 +177,8 @@ def episodes(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     load = scoring.load_datasets
 
     def keep(*args: Any) -> list[Recorded]:
-        loaded = load(*args)
-        found.extend(loaded)
-        return loaded
+        found[:] = load(*args)
+        return found
 
     monkeypatch.setattr(scoring, "load_datasets", keep)
     return found
@@ -390,18 +389,11 @@ def test_scenes_of_two_simulators(tiny: Planner, score: Score, tmp_path: Path) -
     assert _kn(scores, "right_task") == [(2, 5)] and len(planner.catalogue) == 51
 
 
+@pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize("flag", ["--plans", "--verdicts"])
-def test_a_missing_data_set_is_found_before_anything_is_scored(
-    flag: str,
-    tiny_planner: Path,
-    recorded_set: Path,
-    features_dir: Path,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+def test_a_missing_data_set(
+    flag: str, recorded_set: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path, missing = str(_write(tmp_path, LINES)), str(tmp_path / "none")
-    argv = ["--model", str(tiny_planner), "--instructions", path]
-    argv += ["--plans", str(recorded_set), "--verdicts", str(recorded_set)]
-    argv += ["--features_dir", str(features_dir), flag, missing]
-    told = _one_line(capfd, *argv)
+    given, missing = str(_write(tmp_path, LINES)), str(tmp_path / "none")
+    told = _one_line(capfd, "--instructions", given, flag, f"{recorded_set},{missing}")
     assert told.startswith(f"no data set at '{missing}'") and "give the folder" in told
