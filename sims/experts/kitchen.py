@@ -102,19 +102,19 @@ class KitchenExpert:
         if self.element is None:
             return
         touching = next(i for i, stage in enumerate(self._stages) if stage.contact is not None)
-        contact = self._stages[touching].contact
-        assert contact is not None
-        tip, front, there = self._servo.tip, self._stages[1].aim().tip, contact()
-        legs = float(np.linalg.norm(tip - front) + np.linalg.norm(tip - there))
-        detour = legs - float(np.linalg.norm(front - there))
+        stage = self._stages[touching]
+        assert stage.contact is not None
+        tip, front, there = self._servo.tip, self._stages[1].aim().tip, stage.contact()
         away = float(np.linalg.norm(tip - there))
+        if stage.left is not None:  # a push goes on beyond where it began
+            away = min(away, _detour_m(tip, there, stage.aim().tip))
         self._fold_left = 0
         if self._is_open(self.element):
             self._go_to(len(self._stages) - 1)
         elif away < _TOUCHING_M:
             is_taking = self._stages[touching].left is None
             self._go_to(touching + (is_taking and self._servo.gap_m < _CLOSED_M))
-        elif detour < _TOUCHING_M:
+        elif _detour_m(tip, front, there) < _TOUCHING_M:
             self._go_to(touching - 1)
         else:
             self._go_to(1 if away < _NEARBY_M else 0)
@@ -208,3 +208,9 @@ class KitchenExpert:
         self._idle = 0 if left < self._best - 0.004 else self._idle + 1
         self._best = min(self._best, left) if self._idle else left
         return self._idle > _STUCK_STEPS
+
+
+def _detour_m(place: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
+    """How much longer the way from `start` to `end` is by `place`, all (3,) metres."""
+    legs = np.linalg.norm(place - start) + np.linalg.norm(end - place)
+    return float(legs - np.linalg.norm(end - start))
