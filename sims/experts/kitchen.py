@@ -21,7 +21,9 @@ from sims.kitchen_elements import ELEMENTS, STRICT_STEPS, STRICT_TRAVEL, check_t
 _STUCK_STEPS = 20
 _LOST_M = 0.08
 _TOUCHING_M = 0.025
+_HOLDING_M = 0.045
 _NEARBY_M = 0.3
+_EMPTY_M = 0.004
 _CLOSED_M = 0.07  # the kettle's handle, the thickest, keeps the fingers 0.065 apart
 _FOLD_STEPS = 40
 _RESTED_RAD = 0.3
@@ -111,13 +113,20 @@ class KitchenExpert:
         self._fold_left = 0
         if self._is_open(self.element):
             self._go_to(len(self._stages) - 1)
+        elif stage.left is None and away < _HOLDING_M and self._holds():
+            self._go_to(touching + 1)
+            if self._stage.left is None and self._is_over(slack=2.0):
+                self._go_to(self._index + 1)
         elif away < _TOUCHING_M:
-            is_taking = self._stages[touching].left is None
-            self._go_to(touching + (is_taking and self._servo.gap_m < _CLOSED_M))
+            self._go_to(touching)
         elif _detour_m(tip, front, there) < _TOUCHING_M:
             self._go_to(touching - 1)
         else:
             self._go_to(1 if away < _NEARBY_M else 0)
+
+    def _holds(self) -> bool:
+        """Whether the fingers are closed around something."""
+        return _EMPTY_M < self._servo.gap_m < _CLOSED_M
 
     # ---- which stage --------------------------------------------------------------------------
 
