@@ -30,28 +30,38 @@ $embodied finetune --stage align --model "$small/align/planner" --dataset "$expe
   --look_at "$small/data/mt10,$small/data/mt50" --steps 2400 --threads 1 \
   --features_dir "$features" --output_dir "$out/align"
 
-# 3. plans and verdicts in both; meanwhile the policy learns from the expert's corrections
+# 3. plans and verdicts in both; meanwhile the policy learns from the expert's corrections (DAgger),
+# twice
 $embodied finetune --stage plan --model "$out/align/planner" --adapter "$small/words/planner" \
   --dataset "$small/data/mt10,$expert" --look_at "$small/data/mt50" --steps 220 \
   --learning_rate 0.0003 --threads 1 --features_dir "$features" --output_dir "$out/plan" \
   >"$out/plan.log" 2>&1 &
 plan=$!
+# corrected POLICY ROUND SEED n_SINGLE n_FOUR BETA_SINGLE BETA_FOUR
 corrected() {
-  $embodied record --horizon "$2" --beta 0.3 --model "$out/align/planner" \
-    --policy "$out/align/policy" --output_dir "$data/$1" "${@:3}"
+  common=(--model "$out/align/planner" --policy "$1" --noise 0)
+  $embodied record --env kitchen --horizon 180 --n_episodes "$4" --seed "$3" --beta "$6" \
+    "${common[@]}" --output_dir "$data/corrections$2"
+  $embodied record --env kitchen/4 --horizon 560 --n_episodes "$5" --seed "$(($3 + 500))" \
+    --beta "$7" "${common[@]}" --output_dir "$data/corrections$2_four"
 }
-corrected corrections 180 --env kitchen --n_episodes 9 --seed 3000
-corrected corrections_four 560 --env kitchen/4 --n_episodes 12 --seed 3500
-OMP_NUM_THREADS=1 $embodied train-policy --model "$out/align/planner" \
-  --dataset "$expert,$data/corrections,$data/corrections_four" --init "$out/align/policy" \
-  --steps 1500 --batch_size 48 --learning_rate 0.0003 --features_dir "$features" \
-  --output_dir "$out/policy"
+# improved ROUND INIT STEPS LEARNING_RATE DATASETS
+improved() {
+  OMP_NUM_THREADS=1 $embodied train-policy --model "$out/align/planner" --dataset "$5" \
+    --init "$2" --steps "$3" --batch_size 48 --learning_rate "$4" \
+    --features_dir "$features" --output_dir "$out/policy$1"
+}
+seen=$expert,$data/corrections1,$data/corrections1_four
+corrected "$out/align/policy" 1 3000 9 12 0.3 0.3
+improved 1 "$out/align/policy" 1500 0.0003 "$seen"
+corrected "$out/policy1/policy" 2 6000 12 14 0.15 0.25
+improved 2 "$out/policy1/policy" 4000 0.0005 "$seen,$data/corrections2,$data/corrections2_four"
 wait $plan
 
 # 4. figures on starts and words that nothing was trained on; both robots
 mkdir -p "$out/policies"
 cp -r "$small/policy/policy" "$out/policies/metaworld"
-cp -r "$out/policy/policy" "$out/policies/kitchen"
+cp -r "$out/policy2/policy" "$out/policies/kitchen"
 evaluate() {
   $embodied evaluate --workers 2 --model "$out/plan/planner" --policy "$out/policies" "$@"
 }
