@@ -57,7 +57,7 @@ class EvaluatePlansOptions:
     seed: int = 0
     features_dir: Path = Path("outputs/features")
     output_dir: Path | None = None
-    scenes: str = "metaworld"
+    scenes: str = "metaworld,kitchen"
     json: bool = False
 
 
