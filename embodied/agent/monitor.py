@@ -28,6 +28,8 @@ class MonitorOptions:
         claims: claims in a row before a look.
         stall_steps: control steps over which the robot is compared with itself.
         stall_range: largest change of any state entry (metres, opening) that counts as no motion.
+        patience_steps: control steps without a look after which there is one, as if nothing moved;
+            never when 0. A robot that trembles beside a handle does not stand still.
         cooldown_steps: steps after a look before the next one.
         replans_per_subgoal, replans_per_episode: budgets; after them the agent only goes on.
     """
@@ -36,6 +38,7 @@ class MonitorOptions:
     claims: int = 2
     stall_steps: int = 24
     stall_range: float = 0.012
+    patience_steps: int = 0
     cooldown_steps: int = 12
     replans_per_subgoal: int = 3
     replans_per_episode: int = 8
@@ -49,6 +52,7 @@ class Monitor:
         self._states: deque[np.ndarray] = deque(maxlen=self.options.stall_steps)
         self._claims = 0
         self._cooldown = 0
+        self._waited = 0
         self._stalls_in_vain = 0
         self._failures: Counter[tuple[str, str]] = Counter()
         self._replans: Counter[str] = Counter()
@@ -59,6 +63,7 @@ class Monitor:
         """Forget what was seen of the sub-goal before."""
         self._states.clear()
         self._claims = 0
+        self._waited = 0
         self._stalls_in_vain = 0
         self._cooldown = 4
 
@@ -70,6 +75,7 @@ class Monitor:
             done_probability: the done head's, on steps where it was asked.
         """
         self._states.append(np.asarray(state))
+        self._waited += 1
         if done_probability is not None:
             claimed = done_probability > self.options.claim_above
             self._claims = self._claims + 1 if claimed else 0
@@ -78,7 +84,10 @@ class Monitor:
             return None
         if self._claims >= self.options.claims:
             return "claimed"
-        return "stalled" if self._is_still() else None
+        return "stalled" if self._is_still() or self._is_overdue() else None
+
+    def _is_overdue(self) -> bool:
+        return 0 < self.options.patience_steps <= self._waited
 
     def _is_still(self) -> bool:
         if len(self._states) < self.options.stall_steps:
@@ -89,6 +98,7 @@ class Monitor:
         """What to do about a verdict: within the budgets, first try again, then plan anew."""
         self._cooldown = self.options.cooldown_steps
         self._claims = 0
+        self._waited = 0
         if verdict.status == "done":
             return "next"
         if verdict.status == "progressing" and not self._stalls_again(look):

@@ -32,7 +32,7 @@ AGENTS: dict[str, dict[str, Any]] = {
         "execute": 4,
         "retreat": (*[0.0] * 7, 1.0, 1.0),
         "retreat_steps": 4,
-        "monitor": {"stall_steps": 16, "stall_range": 0.03},
+        "monitor": {"stall_steps": 16, "stall_range": 0.03, "patience_steps": 40},
     },
 }
 """How the agent acts with a policy trained here, by simulator. To let go is to open the gripper;
