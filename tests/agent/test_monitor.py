@@ -168,3 +168,28 @@ def test_a_standstill_is_told_as_the_failure_it_is() -> None:
     memory.learn(REACH, Verdict("progressing", REASONS["progressing"][0], 0.7))
     assert memory.experience == f"reach(drawer handle) failed: {STANDSTILL}."
     assert STANDSTILL == "nothing moves"
+
+
+# --- patience ----------------------------------------------------------------------------------
+
+
+def test_a_robot_that_moves_on_and_on_is_looked_at_in_the_end() -> None:
+    watch = Watch(MonitorOptions(patience_steps=30))
+    assert [watch.moving() for _ in range(30)] == [None] * 29 + ["stalled"]
+    progressing = Verdict("progressing", REASONS["progressing"][0], 0.9)
+    assert watch.monitor.react("stalled", PULL, progressing) == "go on"
+    assert [watch.moving() for _ in range(30)] == [None] * 29 + ["stalled"]
+    assert watch.monitor.react("stalled", PULL, progressing) == "retry"
+
+
+def test_without_patience_set_it_is_never_overdue() -> None:
+    watch = Watch(MonitorOptions(patience_steps=0))
+    assert [watch.moving() for _ in range(500)] == [None] * 500
+
+
+def test_a_new_sub_goal_has_its_own_time() -> None:
+    watch = Watch(MonitorOptions(patience_steps=30))
+    for _ in range(29):
+        watch.moving()
+    watch.monitor.begin_subgoal()
+    assert [watch.moving() for _ in range(30)] == [None] * 29 + ["stalled"]
