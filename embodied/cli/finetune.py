@@ -30,13 +30,13 @@ AGENTS: dict[str, dict[str, Any]] = {
     "metaworld": {"execute": 4, "retreat": (0.0, 0.0, 0.8, -1.0), "retreat_steps": 10},
     "kitchen": {
         "execute": 4,
-        "retreat": (*[0.0] * 7, 1.0, 1.0),
-        "retreat_steps": 4,
+        "retreat": (0.0, -0.7, *[0.0] * 5, 1.0, 1.0),
+        "retreat_steps": 8,
         "monitor": {"stall_steps": 16, "stall_range": 0.03, "patience_steps": 40},
     },
 }
 """How the agent acts with a policy trained here, by simulator. To let go is to open the gripper;
-Meta-World's hand rises as well."""
+Meta-World's hand rises as well, and the Panda leans back from its shoulder."""
 
 
 @dataclass(frozen=True)
