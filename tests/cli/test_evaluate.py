@@ -58,9 +58,7 @@ def test_expert_succeeds_and_everything_is_written_down(
         assert second["video"] is None and len(video.read_mp4(first["video"])) > 10
 
 
-def test_random_fails_in_the_kitchen_too(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_random_fails_in_the_kitchen_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     argv = ["--env", "kitchen/kettle", "--actor", "random", "--n_episodes", "1", "--horizon", "3"]
     assert evaluate(tmp_path, *argv) == 0
     overall = told(capfd)["overall"]
