@@ -1,0 +1,30 @@
+"""The sample in the repository: small, whole, of both simulators and of every verdict."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from embodied.egocot.clips import read_clip
+from embodied.egocot.records import read_records
+from embodied.types import STATUSES
+
+SAMPLE = Path(__file__).parents[2] / "data" / "egocot" / "sample"
+
+
+def test_the_sample_is_good_and_shows_everything() -> None:
+    records = list(read_records(SAMPLE))  # strict: the first bad one raises
+    assert len(records) >= 64
+    assert {r.provenance.episode.partition("/")[0] for r in records} == {"kitchen", "metaworld"}
+    assert {r.verdict.status for r in records if r.verdict} == set(STATUSES)
+    assert any(re.search("[\u4e00-\u9fff]", r.instruction) for r in records)
+    assert {r.provenance.licence for r in records} == {"Apache-2.0"}
+    clip = read_clip(SAMPLE, records[0].clip)
+    assert clip.frames.shape == (8, 224, 224, 3) and clip.frames.std() > 10
+
+
+def test_the_sample_is_small_and_has_no_clip_too_many() -> None:
+    files = [path for path in SAMPLE.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 6_000_000
+    named = {record.clip for record in read_records(SAMPLE, clips=False)}
+    assert {path.relative_to(SAMPLE).as_posix() for path in files} == {"records.jsonl", *named}
