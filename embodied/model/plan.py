@@ -103,35 +103,23 @@ def _quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
-def plan_grammar(vocabulary: Vocabulary, order: Sequence[str] = (), *, begun: bool = False) -> str:
+def plan_grammar(vocabulary: Vocabulary) -> str:
     """The plan language of one scene as a Lark grammar for llguidance.
 
     Steps are enumerated (no free numbers), and white space is fixed.
-
-    Args:
-        vocabulary: what may be done.
-        order: tasks whose sub-goals come one task after the other; any order when empty.
-        begun: whether the first tasks may be left out, as when a plan is made anew.
     """
-    blocks = [[s for s in vocabulary.subgoals if vocabulary.owner(s) == task] for task in order]
-    blocks = blocks or [list(vocabulary.subgoals)]
-    n_steps = min(MAX_STEPS, sum(2 * len(block) for block in blocks) + 1)
-    first = " | ".join(f"step1_{k}" for k in range(len(blocks) if begun else 1))
+    nouns = grounded_nouns(vocabulary)
+    actions = " | ".join(_quote(s.text) for s in vocabulary.subgoals)
+    n_steps = min(MAX_STEPS, 2 * len(vocabulary.subgoals) + 1)
     rules = [
-        f'start: "Thought: " (from1 | "nothing in view") "." ({first})',
-        *_place_rules(grounded_nouns(vocabulary)),
-        *(f"action{k}: {' | '.join(_quote(s.text) for s in b)}" for k, b in enumerate(blocks)),
+        'start: "Thought: " (from1 | "nothing in view") "." step1',
+        *_place_rules(nouns),
+        f"action: {actions}",
         "NUM: /[0-9]{1,3}/",
     ]
-    last = len(blocks) - 1
     for i in range(1, n_steps + 1):
-        for k in range(len(blocks)):
-            # a step leaves room for a step of each task to come
-            after = [n for n in (k, k + 1) if n <= last and i + 1 + last - n <= n_steps]
-            more = f" ({' | '.join(f'step{i + 1}_{n}' for n in after)})" if after else ""
-            ends = "?" if after and k == last else ""
-            if after or k == last:
-                rules.append(f"step{i}_{k}: {_quote(f'{chr(10)}{i}. ')} action{k}{more}{ends}")
+        more = f" step{i + 1}?" if i < n_steps else ""
+        rules.append(f"step{i}: {_quote(f'{chr(10)}{i}. ')} action{more}")
     return "\n".join(rules)
 
 

@@ -229,8 +229,7 @@ class Planner(nn.Module):
         offered = vocabulary.narrowed(tasks) if tasks else vocabulary
         visual = self.visual_tokens(vision, PLAN_TEXT.format(instruction))
         prompt = plan_prompt(instruction, experience, tasks if len(vocabulary.tasks) > 1 else ())
-        grammar = plan_grammar(offered, tasks, begun=bool(experience))
-        decoded = self.decoder.decode(visual, prompt, grammar)
+        decoded = self.decoder.decode(visual, prompt, plan_grammar(offered))
         return parse_plan(decoded.text, instruction, offered)
 
     @torch.no_grad()
