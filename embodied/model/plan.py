@@ -103,14 +103,14 @@ def _quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
-def plan_grammar(vocabulary: Vocabulary) -> str:
+def plan_grammar(vocabulary: Vocabulary, max_steps: int = MAX_STEPS) -> str:
     """The plan language of one scene as a Lark grammar for llguidance.
 
     Steps are enumerated (no free numbers), and white space is fixed.
     """
     nouns = grounded_nouns(vocabulary)
     actions = " | ".join(_quote(s.text) for s in vocabulary.subgoals)
-    n_steps = min(MAX_STEPS, 2 * len(vocabulary.subgoals) + 1)
+    n_steps = min(max_steps, 2 * len(vocabulary.subgoals) + 1)
     rules = [
         'start: "Thought: " (from1 | "nothing in view") "." step1',
         *_place_rules(nouns),

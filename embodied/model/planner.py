@@ -24,7 +24,15 @@ from embodied.model import llm as llm_parts
 from embodied.model import routing
 from embodied.model.decoding import GrammarDecoder
 from embodied.model.former import EmbodiedFormer, TextState
-from embodied.model.plan import likeliest_verdict, parse_plan, plan_grammar, verdict_texts
+from embodied.model.plan import (
+    MAX_STEPS,
+    likeliest_verdict,
+    parse_plan,
+    parse_thought,
+    plan_grammar,
+    thought_text,
+    verdict_texts,
+)
 from embodied.model.routing import Route
 from embodied.model.vision import VisionEncoder
 from embodied.types import Observation, Plan, Subgoal, Verdict, Vocabulary
@@ -225,11 +233,44 @@ class Planner(nn.Module):
         experience: str = "",
         tasks: Sequence[str] = (),
     ) -> Plan:
-        """The same from the picture's vision tokens (1, cameras, 1, N, W)."""
+        """The same from the picture's vision tokens (1, cameras, 1, N, W).
+
+        Several tasks are planned one after the other, in their order.
+        """
+        if len(tasks) > 1:
+            return self._plan_each(vision, instruction, vocabulary, experience, tasks)
+        return self._plan_one(vision, instruction, vocabulary, experience, tasks, MAX_STEPS)
+
+    def _plan_each(
+        self,
+        vision: Tensor,
+        instruction: str,
+        vocabulary: Vocabulary,
+        experience: str,
+        tasks: Sequence[str],
+    ) -> Plan:
+        most = MAX_STEPS // len(tasks)
+        parts = [
+            self._plan_one(vision, instruction, vocabulary, experience, [task], most)
+            for task in tasks
+        ]
+        places = {noun: at for part in parts for noun, at in parse_thought(part.thought).items()}
+        subgoals = tuple(subgoal for part in parts for subgoal in part.subgoals)
+        return Plan(instruction, thought_text(places), subgoals, tuple(tasks))
+
+    def _plan_one(
+        self,
+        vision: Tensor,
+        instruction: str,
+        vocabulary: Vocabulary,
+        experience: str,
+        tasks: Sequence[str],
+        max_steps: int,
+    ) -> Plan:
         offered = vocabulary.narrowed(tasks) if tasks else vocabulary
         visual = self.visual_tokens(vision, PLAN_TEXT.format(instruction))
         prompt = plan_prompt(instruction, experience, tasks if len(vocabulary.tasks) > 1 else ())
-        decoded = self.decoder.decode(visual, prompt, plan_grammar(offered))
+        decoded = self.decoder.decode(visual, prompt, plan_grammar(offered, max_steps))
         return parse_plan(decoded.text, instruction, offered)
 
     @torch.no_grad()
