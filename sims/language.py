@@ -27,8 +27,13 @@ MAX_TASKS = 4
 _REFUSED, _KITCHEN = 0.3, 0.35
 _HOW_MANY = (0.4, 0.3, 0.17, 0.13)
 _FRAMED = 0.3
+_ALIKE = 5
+_PASSING = 0.25
+_CAPITAL = 0.5
 _ENGLISH = 0.65
-_SLOT = re.compile(r"\{(do|doing|done|not)(\d)\}")
+_CHOICE = re.compile(r"\[([^][]*\|[^][]*)\]")
+_SLOT = re.compile(r"\{([a-z]+)(\d)\}")
+_START = re.compile(r"(?:^|[.!?] )[a-z]")
 
 
 @cache
@@ -72,19 +77,42 @@ def ask(rng: np.random.Generator, tasks: Sequence[str]) -> str:
 
 
 def _framed(rng: np.random.Generator, tasks: Sequence[str], language: Language) -> str:
-    """A frame for so many tasks, its slots filled with clauses."""
-    book = _read("kitchen")
-    frames = book["frames"][str(len(tasks))][language]
+    """A frame for so many tasks, one of each [choice|of words] made, its slots filled with clauses.
+
+    A slot's number is the place of its task in the order; those after the last are named, but not
+    asked for. Every task has the forms of "frames"; those of "alike" ("turn on {on0} and {on1}")
+    fit some tasks only.
+    """
+    book, n_tasks = _read("kitchen"), str(len(tasks))
+    others = rng.permutation([task for task in kitchen_tasks.TASKS if task not in tasks])
+    meant = [*tasks, *others.tolist()]  # by a slot's number
+    alike = [frame for frame in book["alike"][n_tasks][language] if _fits(frame, meant)]
+    frames = [*book["frames"][n_tasks][language], *_ALIKE * alike]  # the rare ones more often
     frame = frames[int(rng.integers(len(frames)))]
-    meant = dict(zip(frame["order"], tasks, strict=True))  # number of a slot → task
-    others = iter(rng.permutation([t for t in kitchen_tasks.TASKS if t not in tasks]).tolist())
-    clauses = {}
-    for form, number in _SLOT.findall(frame["text"]):
-        if int(number) not in meant:
-            meant[int(number)] = next(others)  # named, but not asked for
-        if (form, number) not in clauses:
-            clauses[form, number] = str(rng.choice(book[form][meant[int(number)]][language]))
-    return _SLOT.sub(lambda match: clauses[match[1], match[2]], frame["text"])
+    frame = _CHOICE.sub(lambda match: str(rng.choice(match[1].split("|"))), frame)
+    clauses = {
+        (form, number): str(rng.choice(book[form][meant[int(number)]][language]))
+        for form, number in dict.fromkeys(_SLOT.findall(frame))
+    }
+    said = _SLOT.sub(lambda match: clauses[match[1], match[2]], frame)
+    return _in_passing(rng, said, language)
+
+
+def _fits(frame: str, meant: Sequence[str]) -> bool:
+    """Whether there are words for every slot of `frame`."""
+    book = _read("kitchen")
+    return all(meant[int(number)] in book[form] for form, number in _SLOT.findall(frame))
+
+
+def _in_passing(rng: np.random.Generator, said: str, language: Language) -> str:
+    """`said`, at times with a word before or after it that asks for nothing, and with capitals."""
+    stop, space = {"en": (".", " "), "zh": ("。", "")}[language]
+    if rng.random() < _PASSING:
+        where = str(rng.choice(["lead", "tail"]))
+        words = str(rng.choice(_read("kitchen")[where][language]))
+        closed = said if said[-1] in ".!?。！？" else said + stop
+        said = space.join([words, said] if where == "lead" else [closed, words])
+    return _START.sub(lambda m: m[0].upper(), said) if rng.random() < _CAPITAL else said
 
 
 def request(rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -171,14 +172,54 @@ def test_every_frame_takes_every_clause_and_leaves_no_slot_open() -> None:
         assert said.strip() == said and said.isprintable() and not set("{}") & set(said)
 
 
-def test_a_frame_orders_its_tasks_and_excludes_none_of_them() -> None:
+_SLOT = re.compile(r"\{([a-z]+)(\d)\}")
+
+
+def _wordings(frame: str) -> list[str]:
+    """All that a frame can become by its choices: no less than one."""
+    parts = re.split(r"\[([^][]*\|[^][]*)\]", frame)
+    ways = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
+    return ["".join(way) for way in itertools.product(*ways)]
+
+
+@pytest.mark.parametrize("kind", ["frames", "alike"])
+def test_a_frame_names_all_its_tasks_and_excludes_none_of_them(kind: str) -> None:
     book = language._read("kitchen")
-    for n_tasks, ways in book["frames"].items():
-        for frames in ways.values():
-            for frame in frames:
-                assert sorted(frame["order"]) == list(range(int(n_tasks))), frame
-                excluded = re.findall(r"\{not(\d)\}", frame["text"])
-                assert all(int(number) >= int(n_tasks) for number in excluded), frame
+    for n_tasks, ways in book[kind].items():
+        for frame in itertools.chain(*ways.values()):
+            for wording in _wordings(frame):
+                slots = {(form, int(number)) for form, number in _SLOT.findall(wording)}
+                assert {n for _, n in slots} >= set(range(int(n_tasks))), wording
+                assert all(n >= int(n_tasks) for form, n in slots if form in ("not", "stays"))
+                assert not set("[]|") & set(wording), wording
+
+
+def test_frames_are_many_and_all_different() -> None:
+    for kind in ("frames", "alike"):
+        for ways in language._read("kitchen")[kind].values():
+            assert all(len(set(frames)) == len(frames) for frames in ways.values())
+    for n_tasks in ("2", "3", "4"):
+        frames = language._read("kitchen")["frames"][n_tasks]
+        assert len(frames["en"]) >= 200 and len(frames["zh"]) >= 100
+
+
+def test_frames_fit_all_tasks_or_for_tasks_alike_some() -> None:
+    book = language._read("kitchen")
+    orders = list(itertools.permutations(kitchen_tasks.TASKS))[::7]
+    for n_tasks, by_language in book["frames"].items():
+        for frame in itertools.chain(*by_language.values()):
+            forms = {form for form, _ in _SLOT.findall(frame)}
+            assert all(set(book[form]) == set(kitchen_tasks.TASKS) for form in forms), n_tasks
+    for frame in {f for ways in book["alike"].values() for fs in ways.values() for f in fs}:
+        fitting = sum(language._fits(frame, order) for order in orders)
+        assert 0 < fitting < len(orders), frame
+
+
+def test_both_burners_are_asked_for_in_their_order() -> None:
+    rng = np.random.default_rng(2)
+    said = [language.ask(rng, ["top burner", "bottom burner"]) for _ in range(400)]
+    both = [re.search(r"(top|upper|back|rear) one first", text) for text in said]
+    assert any(both) and not any(re.search(r"(bottom|lower|front) one first", s) for s in said)
 
 
 def test_requests_are_of_every_kind_and_told_apart() -> None:
