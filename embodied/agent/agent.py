@@ -112,6 +112,8 @@ class Agent:
         self._seen: deque[Observation] = deque(maxlen=span)
         self._n_steps = 0
         self._plans: list[Plan] = []
+        self._worked_on: set[str] = set()
+        self._done_at_first: set[str] = set()
         env_ids = [e for e, offered in self.catalogue.items() if offered.tasks == vocabulary.tasks]
         if not env_ids:
             raise ValueError(f"no environment of the catalogue offers {list(vocabulary.tasks)}")
@@ -194,6 +196,8 @@ class Agent:
         )
         self._latency["plan"].append(time.perf_counter() - started)
         self._plans.append(plan)
+        if self._n_steps == 0:
+            self._done_at_first = self._seen_done()
         self._begin_subgoal(self._first_open(0) or 0, first)
         return plan
 
@@ -205,11 +209,36 @@ class Agent:
         subgoals = self._plans[-1].subgoals
         while index < len(subgoals):
             first, last = self._task_span(index)
-            several = len(self._vocabulary.tasks) > 1 and self.options.ablate != "no_loop"
-            if index > first or not several or self._judge(subgoals[last]).status != "done":
+            if index > first or not self._passes_over(subgoals[last]):
                 return index
             index = last + 1
         return None
+
+    def _passes_over(self, last: Subgoal) -> bool:
+        """Whether the task whose last sub-goal this is needs nothing more.
+
+        What was neither done at first nor worked on since is not done, whatever the clip of the
+        task before looks like.
+        """
+        task = self._vocabulary.owner(last)
+        if self._n_steps == 0 or not self._watches_tasks:
+            return task in self._done_at_first
+        if task not in self._worked_on | self._done_at_first:
+            return False
+        return self._judge(last).status == "done"
+
+    @property
+    def _watches_tasks(self) -> bool:
+        return len(self._vocabulary.tasks) > 1 and self.options.ablate != "no_loop"
+
+    def _seen_done(self) -> set[str]:
+        """The plan's tasks that are seen to be done before anything was."""
+        owners = {
+            self._vocabulary.owner(s): s for s in self._plans[-1].subgoals
+        }  # the last of each
+        if not self._watches_tasks:
+            return set()
+        return {task for task, last in owners.items() if self._judge(last).status == "done"}
 
     def _task_span(self, index: int) -> tuple[int, int]:
         """The first and the last sub-goal of the plan that serve the same task as `index` does."""
@@ -224,6 +253,7 @@ class Agent:
     def _begin_subgoal(self, index: int, first: Sequence[np.ndarray] = ()) -> None:
         """Turn to a sub-goal of the current plan, with some actions to carry out first."""
         self._index = index
+        self._worked_on.add(self._vocabulary.owner(self._plans[-1].subgoals[index]))
         self._controller.begin(self._words(), first)
         self._monitor.begin_subgoal()
 
