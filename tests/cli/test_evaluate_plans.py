@@ -339,8 +339,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
         (OPEN + '"tasks": "drawer-open"}', '"tasks" a list of names or null'),
         (OPEN + '"task": "drawer-opn"}', "offers the task 'drawer-opn'; did you mean 'drawer-open"),
         (OPEN + '"tasks": ["hammer", "x"]}', "offers the task 'x'; there are: assembly, "),
-        (OPEN + '"task": ""}', "no scene of metaworld offers the task ''"),
-        (OPEN + '"task": "kettle"}', "'kettle'; kitchen does: name it in --scenes"),
+        (OPEN + '"task": ""}', "no scene of metaworld, kitchen offers the task ''"),
     ],
 )
 def test_a_bad_line_is_named(
@@ -350,6 +349,16 @@ def test_a_bad_line_is_named(
     path.write_bytes(f"{GOOD}\n\n{line}\n{GOOD}\n".encode(errors="surrogateescape"))
     told = _one_line(capfd, "--instructions", str(path))
     assert told.startswith(f"{path}, line 3: ") and said in told
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_task_of_another_simulator_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text(OPEN + '"task": "kettle"}\n', encoding="utf-8")
+    told = _one_line(capfd, "--instructions", str(path), "--scenes", "metaworld")
+    assert "'kettle'; kitchen does: name it in --scenes" in told
 
 
 @pytest.mark.usefixtures("unread")

@@ -76,6 +76,8 @@ class RunTime:
         me: Any = self
         return Planner.plan_tokens(me, torch.zeros(1), instruction, vocabulary, experience, tasks)
 
+    _plan_one = Planner._plan_one
+
     def judge(self, subgoal: Subgoal) -> Verdict:
         me: Any = self
         return Planner.judge_tokens(me, torch.zeros(1), subgoal)
@@ -203,9 +205,7 @@ def _experience(prompt: str) -> str:
     return "" if match is None else match[1]
 
 
-@pytest.mark.parametrize(
-    "env_id", [DRAWER, HAMMER, "metaworld/reach-v3", "kitchen/microwave", SEVERAL]
-)
+@pytest.mark.parametrize("env_id", [DRAWER, HAMMER, "metaworld/reach-v3", "kitchen/microwave"])
 def test_plans_are_asked_for_as_at_run_time_and_the_answer_is_the_plan(
     make: Make, env_id: str
 ) -> None:
