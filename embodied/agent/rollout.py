@@ -150,7 +150,7 @@ def run_episode(
         plan=plan,
         steps=steps,
         outcome=outcome,
-        info={**actor.report(), **_truth(info), "wall_s": time.perf_counter() - started},
+        info={**_truth(info), **actor.report(), "wall_s": time.perf_counter() - started},
     )
 
 
