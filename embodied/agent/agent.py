@@ -20,6 +20,7 @@ from embodied.agent.memory import Memory
 from embodied.agent.monitor import Look, Monitor, MonitorOptions
 from embodied.agent.rollout import PICTURE_EVERY, Decision
 from embodied.model.former import EmbodiedFormer
+from embodied.model.motion import motion_text
 from embodied.model.planner import Planner, stack_cameras
 from embodied.model.routing import Route
 from embodied.types import Observation, Plan, Policy, Subgoal, Verdict, Vocabulary
@@ -309,7 +310,7 @@ class Agent:
 
     def _judge(self, subgoal: Subgoal) -> Verdict:
         started = time.perf_counter()
-        verdict = self.planner.judge(self._clip(), subgoal)
+        verdict = self.planner.judge(self._clip(), subgoal, self._motion())
         self._latency["judge"].append(time.perf_counter() - started)
         self._verdicts.append(
             {
@@ -321,6 +322,12 @@ class Agent:
             }
         )
         return verdict
+
+    def _motion(self) -> str:
+        """How the robot moved while the clip was seen; unknown before it was seen whole."""
+        if len(self._seen) < (self._seen.maxlen or 0):
+            return ""
+        return motion_text(np.stack([seen.state for seen in self._seen]))
 
     def _clip(self) -> np.ndarray:
         """The last frames, uint8 (cameras, T, H, W, 3); the earliest repeats when few were seen."""

@@ -18,7 +18,14 @@ from tqdm import tqdm
 from embodied.cli.assemble import SHIPPED
 from embodied.cli.common import check_instruction, stdout_to_stderr
 from embodied.cli.finetune import load_datasets
-from embodied.egocot.dataset import Recorded, clip_tokens, draw_verdict, group_by_task, verdict_of
+from embodied.egocot.dataset import (
+    Recorded,
+    clip_tokens,
+    draw_verdict,
+    group_by_task,
+    motion_at,
+    verdict_of,
+)
 from embodied.episodes import DatasetReader
 from embodied.metrics import Rate, verdict_scores
 from embodied.model.plan import GRID, parse_thought
@@ -261,7 +268,7 @@ def score_verdicts(
         episode, step, index = draw_verdict(rng, by_task)
         tokens = torch.from_numpy(clip_tokens(episode, step))[None]
         subgoal = episode.meta.plan.subgoals[index]
-        said.append(planner.judge_tokens(tokens, subgoal).status)
+        said.append(planner.judge_tokens(tokens, subgoal, motion_at(episode, step)).status)
         true.append(verdict_of(episode, index, step)[0])
     right = [s == t for s, t in zip(said, true, strict=True)]
     scores: dict[str, Any] = {"verdict_right": _rate(right)}

@@ -1,6 +1,7 @@
 """`embodied finetune`: train the planner's own parts on recorded episodes, in three stages.
 
-`align` trains the Embodied-former together with a policy: actions, places, verdicts.
+`align` trains the Embodied-former: places and verdicts, and a policy with it where there are
+episodes to imitate.
 `words` trains the adapter to tell from the words alone which task is meant, or to refuse.
 `plan` trains mapping and adapter to say plans and verdicts as well; the former is frozen.
 """
@@ -37,6 +38,10 @@ AGENTS: dict[str, dict[str, Any]] = {
 }
 """How the agent acts with a policy trained here, by simulator. To let go is to open the gripper;
 Meta-World's hand rises as well, and the Panda leans back from its shoulder."""
+
+
+_ACTING, _LOOKING = (48, 12, 16), (0, 24, 32)
+"""Samples of control, plan and verdict in a batch of `align`, with and without a policy."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,11 @@ def finetune(options: FinetuneOptions) -> int:
     Raises:
         ValueError: the stage needs a data set and none is given.
     """
-    given = options.dataset or (options.stage == "plan" and options.look_at)
+    given = options.dataset or options.look_at
     if options.stage != "words" and not given:
-        raise ValueError(f"stage {options.stage} needs recorded episodes; give --dataset")
+        raise ValueError(
+            f"stage {options.stage} needs recorded episodes; give --dataset or --look_at"
+        )
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -148,32 +155,44 @@ def align(planner: Planner, options: FinetuneOptions) -> int:
     """Stage 1: Embodied-former and policy."""
     act_on = load_datasets(planner, options.dataset, options.features_dir)
     extra = load_datasets(planner, options.look_at, options.features_dir)
-    agent = agent_settings(act_on)
+    agent = agent_settings(act_on) if act_on else {}
+    policy = _fresh_policy(planner, act_on, options.horizon) if act_on else None
+    module = Alignment(planner.former, policy, planner.embed_texts, len(planner.config.cameras))
+    print_trained(module)
+    sampler = AlignmentSampler(
+        act_on,
+        [*act_on, *extra],
+        language,
+        options.horizon,
+        sizes=_ACTING if act_on else _LOOKING,
+        seed=options.seed,
+    )
+    figures = train(module, sampler, _train_options(options))
+    notes: dict[str, Any] = {
+        "trained_on": [options.dataset, options.look_at],
+        "scenes": scene_families([*act_on, *extra]),
+        "figures": figures,
+    }
+    planner.save(options.output_dir / "planner", **notes)
+    if policy is not None:
+        save_policy(options.output_dir / "policy", policy, None, agent=agent, **notes)
+    return 0
+
+
+def _fresh_policy(planner: Planner, episodes: Sequence[Recorded], horizon: int) -> Any:
+    """A policy for the robot of `episodes`, to be trained together with the planner's former."""
     config = planner.config
     policy = policies.make(
         "mlp",
         n_queries=config.former.n_queries,
         width=config.former.width,
         global_width=config.global_width,
-        state_size=act_on[0].state.shape[1],
-        action_size=act_on[0].action.shape[1],
-        horizon=options.horizon,
+        state_size=episodes[0].state.shape[1],
+        action_size=episodes[0].action.shape[1],
+        horizon=horizon,
     )
-    policy.set_state_statistics(*state_statistics(act_on))
-    module = Alignment(planner.former, policy, planner.embed_texts, len(config.cameras))
-    print_trained(module)
-    sampler = AlignmentSampler(
-        act_on, [*act_on, *extra], language, options.horizon, seed=options.seed
-    )
-    figures = train(module, sampler, _train_options(options))
-    notes: dict[str, Any] = {
-        "trained_on": [options.dataset, options.look_at],
-        "scenes": scene_families(act_on),
-        "figures": figures,
-    }
-    planner.save(options.output_dir / "planner", **notes)
-    save_policy(options.output_dir / "policy", policy, None, agent=agent, **notes)
-    return 0
+    policy.set_state_statistics(*state_statistics(episodes))
+    return policy
 
 
 def _train_options(options: FinetuneOptions) -> TrainOptions:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from embodied.cli.finetune import FinetuneOptions
 
 _WORDS_ONLY = (16, 0, 0)
-_ALL = (16, 6, 8)
+_ALL = (10, 7, 12)
 
 
 class Speech(nn.Module):

@@ -20,18 +20,22 @@ from embodied.egocot.dataset import (
     Phrasebook,
     Recorded,
     clip_tokens,
+    draw_task,
     draw_verdict,
     group_by_task,
+    motion_at,
+    one_task,
+    serving_subgoals,
     verdict_of,
 )
 from embodied.model.features import IMAGE_EVERY, n_images
 from embodied.model.llm import chat
 from embodied.model.plan import REASONS, REFUSE, grounded_nouns, steps_text, thought_text
 from embodied.model.planner import (
-    JUDGE_PROMPT,
     JUDGE_TEXT,
-    PLAN_TEXT,
+    judge_prompt,
     plan_prompt,
+    plan_text,
 )
 from embodied.model.routing import ROUTE_PROMPT, spoken
 from embodied.types import Vocabulary
@@ -97,6 +101,7 @@ class ConversationSampler:
         seed: int = 0,
     ) -> None:
         self._by_task = group_by_task(episodes)
+        self._serving = serving_subgoals(episodes)
         self._phrases = phrases
         self._sizes, self._seed = sizes, seed
 
@@ -124,15 +129,17 @@ class ConversationSampler:
     def _plans(self, rng: np.random.Generator, size: int) -> Turns:
         prompts, answers, tokens, texts = [], [], [], []
         for _ in range(size):
-            episodes = self._by_task[str(rng.choice(list(self._by_task)))]
+            episodes = draw_task(rng, self._by_task)
             episode = episodes[int(rng.integers(len(episodes)))]
+            tasks, subgoals = one_task(rng, episode, self._serving)
+            vocabulary = Vocabulary((episode.meta.task,), subgoals)
             step = self._plan_step(rng, episode)
             said = vary(rng, self._phrases.ask(rng, episode.tasks))
-            first, told = self._start_from(rng, episode, step)
-            prompts.append(plan_prompt(said, told, _told_tasks(episode)))
-            answers.append(_plan_answer(episode, step, first))
+            told = self._experience(rng, episode, step)
+            prompts.append(plan_prompt(said, told, () if _is_own_scene(episode) else tasks))
+            answers.append(_plan_answer(episode, step, vocabulary))
             tokens.append(episode.cache.images[episode.span.image(step)][:, None])
-            texts.append(PLAN_TEXT.format(said))
+            texts.append(plan_text(said, vocabulary.nouns))
         return Turns("plan", prompts, answers, _stack(tokens), texts)
 
     @staticmethod
@@ -143,46 +150,43 @@ class ConversationSampler:
         return int(rng.integers(n_images(episode.span.length))) * IMAGE_EVERY
 
     @staticmethod
-    def _start_from(rng: np.random.Generator, episode: Recorded, step: int) -> tuple[int, str]:
-        """Where the plan begins, and the experience told: a failure leads to planning the rest."""
-        current = int(episode.subgoal[step])
+    def _experience(rng: np.random.Generator, episode: Recorded, step: int) -> str:
+        """What is told of a failure, half of the time after the first moment.
+
+        It leads to a whole plan again: a robot that has let go has to reach anew.
+        """
         if step == 0 or rng.random() < 0.5:
-            return 0, ""
-        subgoal = episode.meta.plan.subgoals[current]
-        reason = str(rng.choice(REASONS["failed"]))
-        return current, lesson(subgoal, reason)
+            return ""
+        subgoal = episode.meta.plan.subgoals[int(episode.subgoal[step])]
+        return lesson(subgoal, str(rng.choice(REASONS["failed"])))
 
     def _verdicts(self, rng: np.random.Generator, size: int) -> Turns:
         rows = [draw_verdict(rng, self._by_task) for _ in range(size)]
-        subgoals = [e.meta.plan.subgoals[index].text for e, _, index in rows]
+        subgoals = [e.meta.plan.subgoals[index] for e, _, index in rows]
         return Turns(
             "verdict",
-            [chat(JUDGE_PROMPT.format(subgoal=s)) for s in subgoals],
+            [judge_prompt(s, motion_at(e, t)) for s, (e, t, _) in zip(subgoals, rows, strict=True)],
             [": ".join(verdict_of(e, index, step)) for e, step, index in rows],
             _stack([clip_tokens(e, step) for e, step, _ in rows]),
-            [JUDGE_TEXT.format(s) for s in subgoals],
+            [JUDGE_TEXT.format(s.text) for s in subgoals],
         )
 
 
-def _told_tasks(episode: Recorded) -> tuple[str, ...]:
-    """The tasks that a plan is told, unless the scene is the task's own, as `drawer-open-v3` is.
+def _is_own_scene(episode: Recorded) -> bool:
+    """Whether the scene is the task's own, as `drawer-open-v3` is: then no plan is told of tasks.
 
     `kitchen/microwave` is not: that is a goal in a scene which offers others too.
     """
-    meta = episode.meta
-    own = meta.env_id.partition("/")[2].startswith(f"{meta.task}-")
-    return () if own else meta.plan.tasks
+    return episode.meta.env_id.partition("/")[2].startswith(f"{episode.meta.task}-")
 
 
-def _plan_answer(episode: Recorded, step: int, first: int) -> str:
-    plan = episode.meta.plan
-    vocabulary = Vocabulary((episode.meta.task,), plan.subgoals)
+def _plan_answer(episode: Recorded, step: int, vocabulary: Vocabulary) -> str:
     places = {
         noun: (float(episode.places[noun][step, 0, 0]), float(episode.places[noun][step, 0, 1]))
         for noun in grounded_nouns(vocabulary)
         if noun in episode.places
     }
-    return thought_text(places) + "\n" + steps_text(plan.subgoals[first:])
+    return thought_text(places) + "\n" + steps_text(vocabulary.subgoals)
 
 
 def _stack(tokens: Sequence[np.ndarray]) -> Tensor:

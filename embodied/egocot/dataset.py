@@ -17,13 +17,15 @@ from torch import Tensor
 from embodied.episodes import DatasetReader, EpisodeMeta
 from embodied.model.features import (
     IMAGE_EVERY,
+    N_TUBELETS,
     TUBELET_EVERY,
     EpisodeSpan,
     FeatureCache,
     n_images,
 )
+from embodied.model.motion import motion_text
 from embodied.model.plan import GRIPPER, REASONS
-from embodied.model.planner import CONTROL_TEXT, JUDGE_TEXT, PLAN_TEXT
+from embodied.model.planner import CONTROL_TEXT, JUDGE_TEXT, plan_text
 from embodied.types import STATUSES, Status, Subgoal
 
 
@@ -47,6 +49,7 @@ _SEEN_AFTER = {"stopped": 16, "missed": 24, "moved": 8, "pushed_back": 4}
 _SEEN_UNTIL = {"moved": 24, "pushed_back": 14}
 """Steps after a fault up to which a clip shows what was before."""
 _LAG_STEPS = 12
+_CLIP_STEPS = (N_TUBELETS * 2 - 1) * IMAGE_EVERY + 1
 _LATE, _EARLY = 0.7, 0.12
 
 
@@ -206,9 +209,9 @@ class FormerBatch:
 
 @dataclass(frozen=True)
 class AlignmentBatch:
-    """One batch of each use of the Embodied-former; plans and verdicts may be left out."""
+    """One batch of each use of the Embodied-former, as far as it is trained for that."""
 
-    control: FormerBatch
+    control: FormerBatch | None
     plan: FormerBatch | None
     judge: FormerBatch | None
 
@@ -217,7 +220,7 @@ class AlignmentSampler:
     """Batches by step number for training the Embodied-former with the policy.
 
     Args:
-        act_on: episodes to imitate; those that are no example are left out.
+        act_on: episodes to imitate, those left out that are no example; none to train no policy.
         look_at: episodes to ground plans and verdicts in.
         phrases: how tasks are asked for.
         horizon: H, actions in a chunk.
@@ -234,7 +237,7 @@ class AlignmentSampler:
         seed: int = 0,
     ) -> None:
         self._act_on = [e for e in act_on if is_imitable(e.meta)]
-        if not self._act_on:
+        if act_on and not self._act_on:
             raise ValueError("no successful episode to imitate among those given")
         self._look_at = list(look_at)
         self._phrases, self._horizon = phrases, horizon
@@ -242,12 +245,13 @@ class AlignmentSampler:
         lengths = np.array([e.span.length for e in self._act_on], float)
         self._share = lengths / lengths.sum()
         self._all_by_task = group_by_task(self._look_at)
+        self._serving = serving_subgoals(self._look_at)
 
     def __call__(self, step: int) -> AlignmentBatch:
         rng = np.random.default_rng([self._seed, step])
         n_control, n_plan, n_judge = self._sizes
         return AlignmentBatch(
-            self._control(rng, n_control),
+            self._control(rng, n_control) if self._act_on else None,
             self._plan(rng, n_plan) if n_plan else None,
             self._judge(rng, n_judge) if n_judge else None,
         )
@@ -287,12 +291,17 @@ class AlignmentSampler:
             step = int(rng.integers(n_images(episode.span.length))) * IMAGE_EVERY
             rows.append((episode, step))
         said = [self._phrases.ask(rng, e.tasks) for e, _ in rows]
-        nouns = [nouns_at_hand(e.meta.plan.subgoals[-1]) for e, _ in rows]
+        nouns = [self._nouns(rng, e) for e, _ in rows]
         return FormerBatch(
             vision=_stack([e.cache.images[e.span.image(step)][:, None] for e, step in rows]),
-            texts=[PLAN_TEXT.format(s) for s in said],
+            texts=[plan_text(s, n) for s, n in zip(said, nouns, strict=True)],
             places=_places([(e, n, t) for (e, t), n in zip(rows, nouns, strict=True)]),
         )
+
+    def _nouns(self, rng: np.random.Generator, episode: Recorded) -> list[str]:
+        """The things that the plan for one of the episode's tasks is about."""
+        _, subgoals = one_task(rng, episode, self._serving)
+        return list(dict.fromkeys(noun for s in subgoals for noun in nouns_at_hand(s)))
 
     def _judge(self, rng: np.random.Generator, size: int) -> FormerBatch:
         rows = [draw_verdict(rng, self._all_by_task) for _ in range(size)]
@@ -306,6 +315,25 @@ class AlignmentSampler:
             ),
             verdict=torch.tensor(verdicts),
         )
+
+
+def serving_subgoals(episodes: Sequence[Recorded]) -> dict[str, tuple[Subgoal, ...]]:
+    """Task → the sub-goals that serve it, from the episodes of that task alone."""
+    return {e.tasks[0]: e.meta.plan.subgoals for e in episodes if len(e.tasks) == 1}
+
+
+def one_task(
+    rng: np.random.Generator, episode: Recorded, serving: Mapping[str, Sequence[Subgoal]]
+) -> tuple[tuple[str, ...], tuple[Subgoal, ...]]:
+    """One of the episode's tasks and its sub-goals: several are planned one by one.
+
+    All of them where it is not known which sub-goals serve one of the tasks.
+    """
+    tasks, subgoals = episode.tasks, episode.meta.plan.subgoals
+    if len(tasks) == 1 or not all(task in serving for task in tasks):
+        return tasks, subgoals
+    task = str(rng.choice(tasks))
+    return (task,), tuple(s for s in subgoals if s in serving[task])
 
 
 def draw_verdict(
@@ -335,6 +363,15 @@ def draw_verdict(
     return found
 
 
+def motion_at(episode: Recorded, step: int) -> str:
+    """How the robot moved, in words, during the clip that ends at `step`.
+
+    Nothing is known before a whole clip was seen.
+    """
+    first = step - _CLIP_STEPS + 1
+    return motion_text(episode.state[first : step + 1]) if first >= 0 else ""
+
+
 def clip_tokens(episode: Recorded, step: int) -> np.ndarray:
     """The cached clip that ends at `step`: (cameras, tubelets, N, W)."""
     return np.stack([episode.cache.tubelets[row] for row in episode.span.tubelets(step)], axis=1)
@@ -350,9 +387,19 @@ def group_by_task(episodes: Sequence[Recorded]) -> dict[str, list[Recorded]]:
     return groups
 
 
+def draw_task(
+    rng: np.random.Generator, by_task: Mapping[str, Sequence[Recorded]]
+) -> Sequence[Recorded]:
+    """The episodes of one task: a robot evenly, then one of its tasks evenly."""
+    by_robot: dict[str, list[str]] = {}
+    for task, episodes in by_task.items():
+        by_robot.setdefault(episodes[0].meta.env_id.partition("/")[0], []).append(task)
+    return by_task[str(rng.choice(by_robot[str(rng.choice(list(by_robot)))]))]
+
+
 def _draw(rng: np.random.Generator, by_task: Mapping[str, Sequence[Recorded]]) -> Recorded:
-    """A task evenly, then one of its episodes, longer ones more often."""
-    episodes = by_task[str(rng.choice(list(by_task)))]
+    """A task as `draw_task` does, then one of its episodes, longer ones more often."""
+    episodes = draw_task(rng, by_task)
     lengths = np.array([e.span.length for e in episodes], float)
     return episodes[int(rng.choice(len(episodes), p=lengths / lengths.sum()))]
 

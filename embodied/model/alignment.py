@@ -47,7 +47,8 @@ class Alignment(nn.Module):
 
     Args:
         former: trained in place.
-        policy: trained in place; its `act` gives actions (B, H, A) and done logits (B,).
+        policy: trained in place; its `act` gives actions (B, H, A) and done logits (B,). None to
+            learn places and verdicts alone.
         embed_texts: texts → frozen word embeddings and mask.
         n_cameras: cameras of a picture.
     """
@@ -94,15 +95,17 @@ class Alignment(nn.Module):
 
     def loss(self, batch: AlignmentBatch) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum over the uses that the batch has, and its parts."""
-        acting = self.embody(batch.control)
-        action, done = self._control_loss(acting, batch.control)
-        looked = [(acting, batch.control)]
-        looked += [(self.embody(b), b) for b in (batch.plan, batch.judge) if b is not None]
+        uses = (batch.control, batch.plan, batch.judge)
+        looked = [(self.embody(b), b) for b in uses if b is not None]
         guesses = torch.cat([self.places(queries) for queries, _ in looked])
         place = place_loss(guesses, torch.cat([b.places for _, b in looked]))
         w = self.weights
-        total = action + w.done * done + w.places * place
-        figures = {"action": action, "done": done, "place": place}
+        total = w.places * place
+        figures = {"place": place}
+        if batch.control is not None:
+            action, done = self._control_loss(looked[0][0], batch.control)
+            total = total + action + w.done * done
+            figures |= {"action": action, "done": done}
         if batch.judge is not None:
             assert batch.judge.verdict is not None
             logits = self.verdicts(looked[-1][0])

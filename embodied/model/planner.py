@@ -25,6 +25,7 @@ from embodied.model import routing
 from embodied.model.decoding import GrammarDecoder
 from embodied.model.former import EmbodiedFormer, TextState
 from embodied.model.plan import (
+    GRIPPER,
     MAX_STEPS,
     likeliest_verdict,
     parse_plan,
@@ -41,9 +42,11 @@ from embodied.video import to_chw
 PLAN_PROMPT = "Instruction: {instruction}\n{experience}Look at the scene and plan."
 TASKS = "Tasks: {tasks}\n"
 EXPERIENCE = "Experience: {experience}\n"
-JUDGE_PROMPT = "Sub-goal: {subgoal}\nWatch the clip. Is it done?"
+JUDGE_PROMPT = "Sub-goal: {subgoal}\n{motion}Watch the clip. Is it done?"
+MOTION = "The robot {motion}.\n"
 
 PLAN_TEXT = "plan: {0}"
+FIND_TEXT = "find: {0}; "
 CONTROL_TEXT = "do: {0}"
 JUDGE_TEXT = "check: {0}"
 """What the Embodied-former is told, in its three uses."""
@@ -268,21 +271,26 @@ class Planner(nn.Module):
         max_steps: int,
     ) -> Plan:
         offered = vocabulary.narrowed(tasks) if tasks else vocabulary
-        visual = self.visual_tokens(vision, PLAN_TEXT.format(instruction))
+        visual = self.visual_tokens(vision, plan_text(instruction, offered.nouns))
         prompt = plan_prompt(instruction, experience, tasks if len(vocabulary.tasks) > 1 else ())
         decoded = self.decoder.decode(visual, prompt, plan_grammar(offered, max_steps))
         return parse_plan(decoded.text, instruction, offered)
 
     @torch.no_grad()
-    def judge(self, clip: np.ndarray, subgoal: Subgoal) -> Verdict:
-        """Whether `subgoal` is done, from the clip uint8 (cameras, T, H, W, 3)."""
-        return self.judge_tokens(self.see(clip[None]), subgoal)
+    def judge(self, clip: np.ndarray, subgoal: Subgoal, motion: str = "") -> Verdict:
+        """Whether `subgoal` is done.
+
+        Args:
+            clip: uint8 (cameras, T, H, W, 3).
+            motion: the robot's own, as `embodied.model.motion` says it; unknown when empty.
+        """
+        return self.judge_tokens(self.see(clip[None]), subgoal, motion)
 
     @torch.no_grad()
-    def judge_tokens(self, vision: Tensor, subgoal: Subgoal) -> Verdict:
+    def judge_tokens(self, vision: Tensor, subgoal: Subgoal, motion: str = "") -> Verdict:
         """The same from the clip's vision tokens (1, cameras, T', N, W)."""
         visual = self.visual_tokens(vision, JUDGE_TEXT.format(subgoal.text))
-        prompt = llm_parts.chat(JUDGE_PROMPT.format(subgoal=subgoal.text))
+        prompt = judge_prompt(subgoal, motion)
         texts = verdict_texts()
         chances = self.decoder.score(visual, prompt, texts).softmax(0).tolist()
         return likeliest_verdict(dict(zip(texts, chances, strict=True)))
@@ -296,11 +304,24 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     return tensors, from_dict(values["model"])
 
 
+def plan_text(instruction: str, nouns: Sequence[str] = ()) -> str:
+    """What the Embodied-former is told for a plan: which things to find, and what for."""
+    said = PLAN_TEXT.format(instruction)
+    things = [noun for noun in nouns if noun != GRIPPER]
+    return FIND_TEXT.format(", ".join(things)) + said if things else said
+
+
 def plan_prompt(instruction: str, experience: str = "", tasks: Sequence[str] = ()) -> str:
     """What the language model is asked for a plan, in chat form."""
     told = TASKS.format(tasks=routing.spoken(tasks)) if tasks else ""
     told += EXPERIENCE.format(experience=experience) if experience else ""
     return llm_parts.chat(PLAN_PROMPT.format(instruction=instruction, experience=told))
+
+
+def judge_prompt(subgoal: Subgoal, motion: str = "") -> str:
+    """What the language model is asked for a verdict, in chat form."""
+    told = MOTION.format(motion=motion) if motion else ""
+    return llm_parts.chat(JUDGE_PROMPT.format(subgoal=subgoal.text, motion=told))
 
 
 def shrink(pixels: Tensor, size: int) -> Tensor:

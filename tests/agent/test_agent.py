@@ -37,6 +37,7 @@ class FakePlanner:
         self.routed: list[str] = []
         self.experiences: list[str] = []
         self.judged: list[tuple[np.ndarray, Subgoal]] = []
+        self.motions: list[str] = []
         self.seen: list[np.ndarray] = []
         self.texts: list[str] = []
 
@@ -57,8 +58,9 @@ class FakePlanner:
         offered = vocabulary.narrowed(tasks)
         return Plan(instruction, "Thought: here.", offered.subgoals, offered.tasks)
 
-    def judge(self, clip: np.ndarray, subgoal: Subgoal) -> Verdict:
+    def judge(self, clip: np.ndarray, subgoal: Subgoal, motion: str) -> Verdict:
         self.judged.append((clip, subgoal))
+        self.motions.append(motion)
         status = self._verdicts.pop(0) if len(self._verdicts) > 1 else self._verdicts[0]
         return Verdict(status, REASONS[status][0], 0.8)
 
@@ -215,6 +217,18 @@ def test_a_claim_that_is_not_confirmed_changes_nothing() -> None:
     setting.begin()
     taken = setting.until_judged(4)
     assert {index for _, index in taken} == {0} and len(setting.planner.experiences) == 1
+
+
+def test_the_judge_is_told_how_the_robot_moved_once_a_whole_clip_was_seen() -> None:
+    setting = Setting(verdicts=["progressing"], done=CLAIMS)
+    setting.begin()
+    setting.until_judged(4)
+    span = (CONFIG.n_frames - 1) * CONFIG.clip_stride + 1
+    steps = [verdict["step"] for verdict in setting.agent.report()["verdicts"]]
+    assert min(steps) < span - 1 <= max(steps)
+    told = zip(steps, setting.planner.motions, strict=True)
+    assert all((motion == "") == (step < span - 1) for step, motion in told)
+    assert set(setting.planner.motions) <= {"", "stands still", "hardly moves", "moves"}
 
 
 def test_the_last_sub_goal_is_pursued_to_the_end() -> None:

@@ -34,7 +34,7 @@ class SceneWatcher(FakePlanner):
     def route(self, instruction: str, catalogue: Any, env_id: str | None = None) -> Route:
         return Route(env_id, self._tasks, None, self._tasks, 0.9)
 
-    def judge(self, clip: np.ndarray, subgoal: Subgoal) -> Verdict:
+    def judge(self, clip: np.ndarray, subgoal: Subgoal, motion: str) -> Verdict:
         self.judged.append((clip, subgoal))
         if subgoal in self.failed:
             return Verdict("failed", "nothing moves", 0.8)

@@ -243,7 +243,7 @@ class Judge(FakePlanner):
         super().__init__(tiny)
         self._decide = decide
 
-    def judge_tokens(self, vision: Tensor, subgoal: Subgoal) -> Verdict:
+    def judge_tokens(self, vision: Tensor, subgoal: Subgoal, motion: str) -> Verdict:
         return Verdict(self._decide(), "for some reason", 0.5)
 
 

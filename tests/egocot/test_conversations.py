@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLTokenizer
 from embodied.agent.memory import Memory
 from embodied.egocot import conversations
 from embodied.egocot.conversations import ConversationSampler, Turns, vary
-from embodied.egocot.dataset import Recorded, verdict_of
+from embodied.egocot.dataset import Recorded, motion_at, verdict_of
 from embodied.model.decoding import Decoded
 from embodied.model.features import IMAGE_EVERY, N_TUBELETS, TUBELET_EVERY
 from embodied.model.llm import chat
@@ -24,7 +24,7 @@ from embodied.model.plan import GRID, REASONS, REFUSE, parse_thought, verdict_te
 from embodied.model.planner import JUDGE_TEXT, PLAN_TEXT, Planner
 from embodied.model.routing import ROUTE_PROMPT, route, spoken
 from embodied.types import STATUSES, Plan, Subgoal, Verdict, Vocabulary
-from sims import language, scenes
+from sims import kitchen_tasks, language, scenes
 
 Make = Callable[..., Recorded]
 
@@ -78,9 +78,9 @@ class RunTime:
 
     _plan_one = Planner._plan_one
 
-    def judge(self, subgoal: Subgoal) -> Verdict:
+    def judge(self, subgoal: Subgoal, motion: str) -> Verdict:
         me: Any = self
-        return Planner.judge_tokens(me, torch.zeros(1), subgoal)
+        return Planner.judge_tokens(me, torch.zeros(1), subgoal, motion)
 
 
 # --- batches ---------------------------------------------------------------------------------
@@ -210,26 +210,25 @@ def test_plans_are_asked_for_as_at_run_time_and_the_answer_is_the_plan(
     make: Make, env_id: str
 ) -> None:
     episode, words = make(env_id, length=60), LLTokenizer("byte")
-    plan, n_later = episode.meta.plan, 0
+    plan, n_after_failure = episode.meta.plan, 0
     for number in range(8):
         (turns,) = _sampler([episode], (0, 6, 0))(number)
         assert turns.texts is not None
         for i, (prompt, answer) in enumerate(zip(turns.prompts, turns.answers, strict=True)):
             model, experience = RunTime(answer), _experience(prompt)
-            instruction = turns.texts[i].removeprefix(PLAN_TEXT.format(""))
+            instruction = turns.texts[i].partition(PLAN_TEXT.format(""))[2]
             got = model.plan(
                 instruction, CATALOGUE[scenes.scene_of(env_id)], experience, plan.tasks
             )
             assert (model.prompts, model.text) == ([prompt], turns.texts[i])
             step = _step_of(turns, i, episode)
-            first = int(episode.subgoal[step]) if experience else 0
-            assert got.subgoals == plan.subgoals[first:] and got.tasks == plan.tasks
+            assert got.subgoals == plan.subgoals and got.tasks == plan.tasks
             _check_thought(got.thought, episode, step)
             tokens = [*answer.encode(), words.eos_token]
             matcher = LLMatcher(words, LLMatcher.grammar_from_lark(model.grammar))
             assert matcher.validate_tokens(tokens) == len(tokens)
-            n_later += first > 0
-    assert n_later or len(plan.subgoals) == 1
+            n_after_failure += bool(experience)
+    assert n_after_failure
 
 
 def _check_thought(thought: str, episode: Recorded, step: int) -> None:
@@ -252,6 +251,25 @@ def test_tasks_are_told_in_every_scene_that_offers_several(make: Make) -> None:
         several = len(CATALOGUE[scenes.scene_of(env_id)].tasks) > 1
         expected = f"\nTasks: {spoken(episode.tasks)}\n" if several else "Tasks:"
         assert (expected in turns.prompts[0]) == several, env_id
+
+
+def test_several_tasks_are_planned_one_by_one(make: Make) -> None:
+    several = make(SEVERAL, seed=9, length=90)
+    alone = [make(f"kitchen/{task}", seed) for seed, task in enumerate(several.tasks)]
+    met = set()
+    for number in range(30):
+        (turns,) = _sampler([several, *alone], (0, 4, 0))(number)
+        assert turns.vision is not None and turns.texts is not None
+        for i, (prompt, answer) in enumerate(zip(turns.prompts, turns.answers, strict=True)):
+            if int(turns.vision[i, 0, -1, 0, 0]) != several.meta.seed:
+                continue
+            (task,) = re.findall("\nTasks: (.*)\n", prompt)
+            model, instruction = RunTime(answer), turns.texts[i].partition(PLAN_TEXT.format(""))[2]
+            got = model.plan(instruction, CATALOGUE["kitchen"], _experience(prompt), [task])
+            assert (model.prompts, model.text) == ([prompt], turns.texts[i])
+            assert got.subgoals == kitchen_tasks.SUBGOALS[task] and got.tasks == (task,)
+            met.add(task)
+    assert met == set(several.tasks)
 
 
 def test_what_failed_is_told_as_the_agent_remembers_it(make: Make) -> None:
@@ -308,7 +326,7 @@ def test_verdicts_are_asked_for_as_at_run_time_and_can_be_spoken(make: Make) -> 
             texts = [JUDGE_TEXT.format(s.text) for s in subgoals]
             index = texts.index(turns.texts[i])
             model = RunTime(answer)
-            got = model.judge(subgoals[index])
+            got = model.judge(subgoals[index], motion_at(episode, step))
             assert (model.prompts, model.text) == ([prompt], turns.texts[i])
             assert answer in verdict_texts()
             assert (got.status, got.reason) == verdict_of(episode, index, step)
