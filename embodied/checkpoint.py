@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,14 +31,19 @@ class CheckpointError(ValueError):
 
 
 def save(
-    directory: Path | str, tensors: Mapping[str, torch.Tensor], config: dict[str, Any]
+    directory: Path | str,
+    tensors: Mapping[str, torch.Tensor],
+    config: dict[str, Any],
+    also: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write a checkpoint whole or not at all, replacing the one that is there.
 
     Args:
-        directory: becomes a folder with exactly config.json, model.safetensors and SHA256SUMS.
+        directory: becomes a folder with config.json, model.safetensors and SHA256SUMS.
         tensors: name → tensor on any device; tied tensors are written twice.
         config: what JSON can hold, without NaN.
+        also: more files, by their path in the folder: tensors for *.safetensors, else values
+            for *.json.
 
     Raises:
         CheckpointError: a tensor is not finite, `config` is not JSON, or `directory` holds
@@ -47,13 +52,12 @@ def save(
     """
     target = Path(directory).absolute()
     _check_replaceable(target)
-    text = _config_text(target, config)
-    ready = _ready(target, tensors)
+    ready = checked(target, {WEIGHTS: tensors, CONFIG: config, **(also or {})})
     scratch = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
-        _write_files(scratch, ready, text)
+        write_files(scratch, ready)
         _swap(scratch, target)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -64,36 +68,58 @@ def save(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def recover(directory: Path | str) -> None:
+    """Mend what a `save` to `directory` left that was killed: half-written folders are removed.
+
+    If it was killed while it put the new checkpoint in the former one's place, that comes back.
+    """
+    target = Path(directory).absolute()
+    former = _former(target)
+    if former.is_dir() and not target.exists():
+        os.replace(former, target)
+    for left in (former, *target.parent.glob(f".{target.name}.new-*")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def load(directory: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read a checkpoint that `save` wrote: tensors on the CPU, and the config.
 
     Raises:
         CheckpointError: a file is missing, cut, changed or unreadable, or a tensor is not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(directory)
     _check_is_checkpoint(folder)
     check_manifest(folder, _REMEDY)
-    config_path, weights_path = folder / CONFIG, folder / WEIGHTS
+    config_path = folder / CONFIG
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{config_path} is not JSON ({error}); {_REMEDY}") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{config_path} is a {type(config).__name__}, no object; {_REMEDY}")
+    return load_tensors(folder / WEIGHTS), config
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: it is missing or cut, or a tensor is not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
-        tensors = load_file(weights_path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{weights_path} cannot be read ({error}); {_REMEDY}") from None
+        raise CheckpointError(f"{path} cannot be read ({error}); {_REMEDY}") from None
     for name, tensor in tensors.items():
         if not _is_finite(tensor):
             raise CheckpointError(
-                f"{weights_path} has NaN or infinity in '{name}': the training had diverged; take"
+                f"{path} has NaN or infinity in '{name}': the training had diverged; take"
                 " an earlier checkpoint"
             )
-    return tensors, config
+    return tensors
 
 
 def sha256_of(path: Path) -> str:
@@ -103,9 +129,10 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(directory: Path) -> None:
-    """Write SHA256SUMS over every file directly inside `directory`."""
-    files = sorted(p for p in directory.iterdir() if p.is_file() and p.name != MANIFEST)
-    lines = [f"{sha256_of(path)}  {path.name}\n" for path in files]
+    """Write SHA256SUMS over every file in `directory` and its folders."""
+    paths = {p.relative_to(directory).as_posix(): p for p in directory.rglob("*") if p.is_file()}
+    paths.pop(MANIFEST, None)
+    lines = [f"{sha256_of(paths[name])}  {name}\n" for name in sorted(paths)]
     (directory / MANIFEST).write_text("".join(lines), encoding="utf-8")
 
 
@@ -125,10 +152,16 @@ def read_manifest(directory: Path, remedy: str) -> dict[str, str]:
     sums: dict[str, str] = {}
     for line in lines:
         digest, separator, name = line.partition("  ")
-        if len(digest) != 64 or not separator or not name or "/" in name:
+        if len(digest) != 64 or not separator or not name or not _is_inside(name):
             raise CheckpointError(f"{path} has a line that is no checksum: {line!r}; {remedy}")
         sums[name] = digest
     return sums
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a path leads to somewhere in the folder that it is relative to."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def check_manifest(directory: Path, remedy: str) -> None:
@@ -176,7 +209,7 @@ def _check_replaceable(target: Path) -> None:
 
 def _check_is_checkpoint(folder: Path) -> None:
     if not folder.is_dir():
-        former = folder.absolute().parent / f".{folder.name}.old"
+        former = _former(folder.absolute())
         where = f"rename {former} to it" if former.is_dir() else "check the path"
         raise CheckpointError(f"there is no checkpoint folder {folder}; {where}")
     listed = read_manifest(folder, _REMEDY)
@@ -187,17 +220,33 @@ def _check_is_checkpoint(folder: Path) -> None:
             raise CheckpointError(f"{folder / MANIFEST} does not list {name}; {_REMEDY}")
 
 
-def _config_text(target: Path, config: dict[str, Any]) -> str:
+def checked(target: Path, contents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What `write_files` takes, from tensors for *.safetensors and values for *.json.
+
+    Args:
+        target: where it will go, for the errors.
+        contents: by path in `target`.
+
+    Raises:
+        CheckpointError: a tensor is not finite, or values are no JSON.
+    """
+    return {name: _ready(target, name, content) for name, content in contents.items()}
+
+
+def _ready(target: Path, name: str, content: Mapping[str, Any]) -> Any:
+    """What is to be written into the file `name`: checked tensors, or JSON text."""
+    if name.endswith(".safetensors"):
+        return _ready_tensors(target, content)
     try:
-        return json.dumps(config, indent=2, allow_nan=False) + "\n"
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"config of checkpoint {target} is not JSON ({error}); keep to numbers, text, lists"
-            " and dicts"
+            f"{Path(name).stem} of checkpoint {target} is not JSON ({error}); keep to numbers,"
+            " text, lists and dicts"
         ) from None
 
 
-def _ready(target: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _ready_tensors(target: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Contiguous CPU tensors that share no memory, all finite."""
     ready: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
@@ -214,21 +263,25 @@ def _ready(target: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
     return ready
 
 
-def _write_files(folder: Path, tensors: dict[str, torch.Tensor], config_text: str) -> None:
+def write_files(folder: Path, ready: Mapping[str, Any]) -> None:
+    """Write what `checked` gave, and SHA256SUMS over it, down to the disk."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    try:
-        save_file(tensors, folder / WEIGHTS)
-    except SafetensorError as error:  # its wording of a full or failing disk
-        raise OSError(errno.EIO, str(error)) from error
-    (folder / CONFIG).write_text(config_text, encoding="utf-8")
+    for name, content in ready.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(content, encoding="utf-8")
+            continue
+        try:
+            save_file(content, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # its wording of a full or failing disk
+            raise OSError(errno.EIO, str(error)) from error
     write_manifest(folder)
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes 0o600
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0o600
         _fsync(path)
-    folder.chmod(0o755)
-    _fsync(folder)
 
 
 def _fsync(path: Path) -> None:
@@ -239,9 +292,14 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _former(target: Path) -> Path:
+    """Where the former checkpoint waits while `target` is replaced."""
+    return target.parent / f".{target.name}.old"
+
+
 def _swap(new: Path, target: Path) -> None:
     """Move `new` to `target`; the former one waits beside it until that is done."""
-    former = target.parent / f".{target.name}.old"
+    former = _former(target)
     if not target.exists():
         os.replace(new, target)
         shutil.rmtree(former, ignore_errors=True)  # left by a process killed in between

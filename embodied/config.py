@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from embodied import weights
 from embodied.model.former import FormerConfig
-from embodied.model.llm import AdapterConfig, QuantizeKind
+from embodied.model.llm import AdapterConfig, AdapterKind, QuantizeKind
 
 Preset = Literal["tiny", "small", "paper"]
 
@@ -93,6 +94,46 @@ def preset(name: Preset) -> ModelConfig:
                 adapter=AdapterConfig(kind="prefix", prefix_layers=30),
                 quantize="nf4",
             )
+
+
+def with_llm(config: ModelConfig, name: str) -> ModelConfig:
+    """The same with another language model, and a former that reads its word embeddings."""
+    former = replace(config.former, text_width=weights.llm_width(name))
+    return replace(config, llm=name, former=former)
+
+
+def with_vision(config: ModelConfig, name: str) -> ModelConfig:
+    """The same with another vision tower, of which at most as many layers are used.
+
+    The image size changes to what its patches allow.
+    """
+    shape = weights.tower_shape(name, config.image_size)
+    n_layers = min(config.vision_layers or shape.n_layers, shape.n_layers)
+    former = replace(config.former, vision_width=shape.width, n_patches=shape.n_patches)
+    return replace(
+        config,
+        vision=name,
+        image_size=shape.image_size,
+        vision_layers=n_layers,
+        former=former,
+    )
+
+
+def with_adapter(
+    config: ModelConfig, kind: AdapterKind | None, rank: int | None = None
+) -> ModelConfig:
+    """The same with another adapter; None leaves kind or rank as they are.
+
+    Raises:
+        ValueError: a rank for an adapter without LoRA, or a rank below 1.
+    """
+    kind = kind or config.adapter.kind
+    if rank is not None and kind not in ("lora", "both"):
+        raise ValueError(f"--rank is LoRA's, and --adapter {kind} has none; leave it out")
+    if rank is not None and rank < 1:
+        raise ValueError(f"--rank is at least 1, got {rank}")
+    adapter = replace(config.adapter, kind=kind, rank=rank or config.adapter.rank)
+    return replace(config, adapter=adapter)
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:

@@ -65,6 +65,42 @@ def macro(rates: Iterable[Rate]) -> float | None:
 
 
 @dataclass(frozen=True)
+class OverSeeds:
+    """The mean of several training seeds' rates, with Student's 95 % interval for it.
+
+    Args:
+        mean, low, high: within 0..1; the bounds are None for one seed, which tells nothing of it.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, rates: Sequence[float]) -> OverSeeds:
+        """From one rate a training seed. Seeds are the replicates, episodes are not.
+
+        Raises:
+            ValueError: there is none, or one is no rate.
+        """
+        values = np.asarray(rates, np.float64)
+        if not len(values) or not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"expected one rate within 0..1 a training seed, got {list(rates)}")
+        mean = float(values.mean())
+        if len(values) == 1:
+            return cls(mean, None, None)
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+        return cls(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{100 * self.mean:.1f} % (one seed)"
+        return f"{100 * self.mean:.1f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+
+@dataclass(frozen=True)
 class Paired:
     """Two methods on the same `n` layouts: how often only one of them succeeded."""
 
@@ -105,6 +141,40 @@ class Paired:
                 if _sign_test(discordant - more, more) <= alpha:
                     return (2 * more - discordant) / self.n
         return None
+
+    def detectable_difference(self, power: float = 0.8, alpha: float = 0.05) -> float | None:
+        """The smallest true |difference| that `n` such pairs would find with this power.
+
+        "Find" is to be significant at `alpha`, two-sided, by the exact test. The power is the
+        unconditional one of McNemar's test (Connor, Biometrics 43:207, 1987), enumerated instead
+        of approximated: of n pairs, Binomial(n, q) disagree, and of those
+        Binomial(·, (1 + difference / q) / 2) favour the better method. q is the share of
+        disagreeing pairs that was seen, or the difference itself where that is larger: a
+        difference needs as many disagreeing pairs. Other layouts may disagree more or less often.
+
+        Returns:
+            Within 0..1, to 1e-4; None when not even a difference of 1 would be found.
+        """
+        if not self.n or _mcnemar_power(self.n, 1.0, 1.0, alpha) < power:
+            return None
+        seen = (self.only_a + self.only_b) / self.n
+        low, high = 0.0, 1.0  # not found, found
+        while high - low > 1e-4:
+            middle = (low + high) / 2
+            found = _mcnemar_power(self.n, max(seen, middle), middle, alpha) >= power
+            low, high = (low, middle) if found else (middle, high)
+        return high
+
+
+def _mcnemar_power(n: int, discordance: float, difference: float, alpha: float) -> float:
+    """Chance that the exact test on `n` pairs is significant at `alpha`."""
+    from scipy.stats import binom
+
+    count = np.arange(n + 1)  # of disagreeing pairs
+    needed = binom.isf(alpha / 2, count, 0.5) + 1  # of them on one side; more than all: never
+    chance = (1 + difference / discordance) / 2
+    significant = binom.sf(needed - 1, count, chance) + binom.sf(needed - 1, count, 1 - chance)
+    return float((binom.pmf(count, n, discordance) * significant).sum())
 
 
 def _sign_test(a: int, b: int) -> float:

@@ -15,6 +15,9 @@ import numpy as np
 
 Status = Literal["done", "progressing", "failed"]
 Outcome = Literal["success", "failure", "sim_fault", "crash"]
+Features = Literal["former", "r3m", "global", "blind", "state", "oracle"]
+FedAblation = Literal["none", "plan_zeroed", "plan_shuffled"]
+FEATURES: tuple[Features, ...] = ("former", "r3m", "global", "blind", "state", "oracle")
 STATUSES: tuple[Status, ...] = ("done", "progressing", "failed")
 
 _SUBGOAL = re.compile(r"^\s*([a-z][a-z ]*?)\s*\(\s*([^()]*?)\s*\)\s*$")
@@ -235,14 +238,56 @@ class Episode:
         return next((i for i, step in enumerate(self.steps) if step.success), None)
 
 
+@dataclass(frozen=True)
+class Fed:
+    """What a policy was trained to act on, and is therefore fed at run time.
+
+    Args:
+        features: "former": z_instance, z_global and the robot's state: the whole system. The rest
+            are baselines, zeros in place of what is missing. "r3m", "global": z_global and state.
+            "blind": all, of black pictures. "state": the robot's state alone. "oracle": the state
+            and where the sub-goal's things truly are in the pictures; a ceiling, no fair peer.
+        cameras: names, in their order; those of the planner when empty.
+        ablate: what the former was told: the sub-goals, nothing, or those of other tasks.
+    """
+
+    features: Features = "former"
+    cameras: tuple[str, ...] = ()
+    ablate: FedAblation = "none"
+
+    def __post_init__(self) -> None:
+        if self.features not in FEATURES:
+            raise ValueError(f"features are one of {FEATURES}, got {self.features!r}")
+        if self.ablate != "none" and not self.reads_words:
+            raise ValueError(f"{self.features!r} reads no plan: nothing to ablate")
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether the Embodied-former is used, and with it the sub-goal's words."""
+        return self.features in ("former", "blind")
+
+
 @runtime_checkable
 class Policy(Protocol):
-    """A light policy network: features of the current sub-goal → the next actions."""
+    """A light policy network: features of the current sub-goal → the next actions.
+
+    Attributes:
+        horizon: H, actions in a chunk.
+        fed: what it expects to be fed.
+        ensemble: the m of temporal ensembling (see `embodied.agent.chunking`); None to carry
+            chunks out as they come.
+    """
 
     horizon: int
+    fed: Fed
+    ensemble: float | None
 
-    def act(self, z_instance: Any, z_global: Any, state: Any) -> Any:
-        """(B, Q, D), (B, C), (B, S) torch tensors → actions (B, H, A) and done logits (B,)."""
+    def act(self, z_instance: Any, z_global: Any, state: Any, generator: Any = None) -> Any:
+        """(B, Q, D), (B, C), (B, S) torch tensors → actions (B, H, A) and done logits (B,).
+
+        Args:
+            generator: a `torch.Generator`, for policies that draw their actions.
+        """
         ...
 
 

@@ -9,9 +9,13 @@ tells how likely the current sub-goal is met, which the monitor uses to know whe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from embodied.types import Fed
+from policies.scaling import masked_mean
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class MLPPolicyConfig:
 class MLPPolicy(nn.Module):
     """z_instance ⊕ z_global ⊕ state → MLP → (H, A) actions and a done logit."""
 
+    kind: ClassVar[str] = "mlp"
+    ensemble: ClassVar[None] = None
     state_mean: Tensor
     state_std: Tensor
 
@@ -48,6 +54,7 @@ class MLPPolicy(nn.Module):
         super().__init__()
         self.config = config
         self.horizon = config.horizon
+        self.fed = Fed()
         hidden = config.hidden
         self.squeeze = nn.Linear(config.width, config.query_width)
         self.global_in = nn.Sequential(
@@ -72,7 +79,17 @@ class MLPPolicy(nn.Module):
         self.state_mean.copy_(mean)
         self.state_std.copy_(std.clamp_min(1e-3))
 
-    def act(self, z_instance: Tensor, z_global: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def set_statistics(self, states: Tensor, actions: Tensor, pooled: Tensor) -> None:
+        """From the training data: states (N, S). Actions stay in the environment's own units."""
+        self.set_state_statistics(states.mean(0), states.std(0))
+
+    def act(
+        self,
+        z_instance: Tensor,
+        z_global: Tensor,
+        state: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """(B, Q, D), (B, C), (B, S) → actions (B, H, A), unclipped, and done logits (B,)."""
         squeezed = self.squeeze(z_instance).flatten(1)  # (B, Q * query_width)
         normed = (state - self.state_mean) / self.state_std
@@ -81,4 +98,15 @@ class MLPPolicy(nn.Module):
         actions = self.action_out(hidden).unflatten(1, (self.horizon, -1))  # (B, H, A)
         return actions, self.done_out(hidden).squeeze(1)
 
-    forward = act
+    def loss(
+        self,
+        z_instance: Tensor,
+        z_global: Tensor,
+        state: Tensor,
+        actions: Tensor,
+        valid: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Mean absolute error against `actions` (B, H, A), and done logits (B,)."""
+        guess, done = self.act(z_instance, z_global, state)
+        return masked_mean((guess - actions).abs().mean(-1), valid), done

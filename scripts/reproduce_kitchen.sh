@@ -23,19 +23,34 @@ record two --env kitchen/2 --n_episodes 60 --seed 1000 --fault_fraction 0.2
 record three --env kitchen/3 --n_episodes 20 --seed 1500 --level 2 --fault_fraction 0.2
 record verdicts_single --env kitchen --n_episodes 4 --family select --fault_fraction 0.6
 record verdicts_two --env kitchen/2 --n_episodes 12 --seed 100 --family select --fault_fraction 0.6
+# what goes wrong, for the judge of both robots
+record mt10_faults --env mt10 --n_episodes 24 --seed 4000 --fault_fraction 1.0
+record kitchen_faults --env kitchen --n_episodes 12 --seed 7000 --fault_fraction 0.9
+record two_faults --env kitchen/2 --n_episodes 40 --seed 7500 --fault_fraction 0.7
 expert=$data/single,$data/two,$data/three,$data/four
+faults=$data/mt10_faults,$data/kitchen_faults,$data/two_faults
+looked_at=$small/data/mt10,$small/data/mt50,$expert,$faults
 
-# 2. the Embodied-former goes on with the kitchen, and keeps looking at Meta-World
-$embodied finetune --stage align --model "$small/align/planner" --dataset "$expert" \
+# 2. which tasks the words mean, longer than before, beside the next steps
+$embodied finetune --stage words --model "$small/words/planner" --steps 2200 --seed 1 --threads 1 \
+  --output_dir "$out/words" >"$out/words.log" 2>&1 &
+words=$!
+
+# 3. the Embodied-former goes on with the kitchen, and keeps looking at Meta-World; then it looks
+# at plans and verdicts alone, for the planner (each policy keeps the former that it was tuned with)
+$embodied finetune --stage align --model "$small/plan/planner" --dataset "$expert" \
   --look_at "$small/data/mt10,$small/data/mt50" --steps 2400 --threads 1 \
   --features_dir "$features" --output_dir "$out/align"
 
-# 3. plans and verdicts in both; meanwhile the policy learns from the expert's corrections (DAgger),
-# twice
-$embodied finetune --stage plan --model "$out/align/planner" --adapter "$small/words/planner" \
-  --dataset "$small/data/mt10,$expert" --look_at "$small/data/mt50" --steps 220 \
-  --learning_rate 0.0003 --threads 1 --features_dir "$features" --output_dir "$out/plan" \
-  >"$out/plan.log" 2>&1 &
+$embodied finetune --stage align --model "$out/align/planner" --look_at "$looked_at" --steps 1300 \
+  --threads 1 --features_dir "$features" --output_dir "$out/look"
+wait $words
+
+# 4. plans and verdicts in both; meanwhile the policy learns from the expert's corrections (DAgger),
+# three times
+$embodied finetune --stage plan --model "$out/look/planner" --adapter_from "$out/words/planner" \
+  --look_at "$looked_at" --steps 300 --learning_rate 0.0003 --threads 1 \
+  --features_dir "$features" --output_dir "$out/plan" >"$out/plan.log" 2>&1 &
 plan=$!
 # corrected POLICY ROUND SEED n_SINGLE n_FOUR BETA_SINGLE BETA_FOUR
 corrected() {
@@ -55,13 +70,25 @@ seen=$expert,$data/corrections1,$data/corrections1_four
 corrected "$out/align/policy" 1 3000 9 12 0.3 0.3
 improved 1 "$out/align/policy" 1500 0.0003 "$seen"
 corrected "$out/policy1/policy" 2 6000 12 14 0.15 0.25
-improved 2 "$out/policy1/policy" 4000 0.0005 "$seen,$data/corrections2,$data/corrections2_four"
+seen=$seen,$data/corrections2,$data/corrections2_four
+improved 2 "$out/policy1/policy" 4000 0.0005 "$seen"
+# what is missed most is corrected most
+corrected "$out/policy2/policy" 3 9200 4 8 0.15 0.2
+missed() {
+  $embodied record --env "$2" --n_episodes "$3" --seed "$4" --horizon 180 --beta 0.15 --noise 0 \
+    --model "$out/align/planner" --policy "$out/policy2/policy" --output_dir "$data/$1"
+}
+missed corrections3_light "kitchen/light switch" 36 9000
+missed corrections3_kettle "kitchen/kettle,kitchen/slide cabinet" 18 9100
+seen=$seen,$data/corrections3,$data/corrections3_four
+improved 3 "$out/policy2/policy" 1800 0.0004 \
+  "$seen,$data/corrections3_light,$data/corrections3_kettle"
 wait $plan
 
-# 4. figures on starts and words that nothing was trained on; both robots
+# 5. figures on starts and words that nothing was trained on; both robots
 mkdir -p "$out/policies"
 cp -r "$small/policy/policy" "$out/policies/metaworld"
-cp -r "$out/policy2/policy" "$out/policies/kitchen"
+cp -r "$out/policy3/policy" "$out/policies/kitchen"
 evaluate() {
   $embodied evaluate --workers 2 --model "$out/plan/planner" --policy "$out/policies" "$@"
 }

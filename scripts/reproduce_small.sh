@@ -32,7 +32,7 @@ wait $words
 
 # 3. the language model says plans and verdicts from what is seen; meanwhile the policy learns
 # what the expert would have done where the policy went (DAgger)
-$embodied finetune --stage plan --model "$out/align/planner" --adapter "$out/words/planner" \
+$embodied finetune --stage plan --model "$out/align/planner" --adapter_from "$out/words/planner" \
   --dataset "$data/mt10" --look_at "$data/mt50" --steps 220 --learning_rate 0.0003 --threads 1 \
   --features_dir "$out/features" --output_dir "$out/plan" >"$out/plan.log" 2>&1 &
 plan=$!

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, Literal
@@ -34,6 +35,7 @@ _ENGLISH = 0.65
 _CHOICE = re.compile(r"\[([^][]*\|[^][]*)\]")
 _SLOT = re.compile(r"\{([a-z]+)(\d)\}")
 _START = re.compile(r"(?:^|[.!?] )[a-z]")
+_TRIES = 200
 
 
 @cache
@@ -68,15 +70,52 @@ def canonical(tasks: Sequence[str], language: Language = "en") -> str:
     return then.join(said[task][language][0] for task in tasks)
 
 
-def ask(rng: np.random.Generator, tasks: Sequence[str]) -> str:
-    """One of many ways to ask for `tasks` in their order, in either language."""
+def ask(rng: np.random.Generator, tasks: Sequence[str], without: Sequence[str] = ()) -> str:
+    """One of many ways to ask for `tasks` in their order, in either language.
+
+    Args:
+        without: tasks that are not to be named either.
+    """
+    for _ in range(_TRIES):
+        said = _asked(rng, tasks, without)
+        if not names_any(said, without):
+            return said
+    raise ValueError(f"every way to ask for {list(tasks)} names one of {list(without)}")
+
+
+def _asked(rng: np.random.Generator, tasks: Sequence[str], without: Sequence[str]) -> str:
     language: Language = "en" if rng.random() < _ENGLISH else "zh"
     if len(tasks) == 1 and (tasks[0] not in kitchen_tasks.TASKS or rng.random() >= _FRAMED):
         return str(rng.choice(instructions()[tasks[0]][language]))
-    return _framed(rng, tasks, language)
+    return _framed(rng, tasks, language, without)
 
 
-def _framed(rng: np.random.Generator, tasks: Sequence[str], language: Language) -> str:
+def names_any(said: str, tasks: Sequence[str]) -> bool:
+    """Whether a sentence names the thing of one of the kitchen's `tasks`, whatever it asks for.
+
+    Meta-World's tasks share their things: who closes a drawer names the one that opens.
+    """
+    return any(pattern.search(said) for task in tasks if (pattern := _names(task)) is not None)
+
+
+@cache
+def _names(task: str) -> re.Pattern[str] | None:
+    """What the kitchen's thing of `task` is called; None for a task of another scene."""
+    if task not in kitchen_tasks.TASKS:
+        return None
+    ways = [_read("kitchen")[form][task] for form in ("thing", "bare")]
+    called = {name.removeprefix("the ") for way in ways for names in way.values() for name in names}
+    return re.compile("|".join(_whole_word(name) for name in sorted(called)), re.IGNORECASE)
+
+
+def _whole_word(name: str) -> str:
+    """English by the word; in Chinese nothing stands between words."""
+    return rf"\b{re.escape(name)}\b" if name.isascii() else re.escape(name)
+
+
+def _framed(
+    rng: np.random.Generator, tasks: Sequence[str], language: Language, without: Sequence[str]
+) -> str:
     """A frame for so many tasks, one of each [choice|of words] made, its slots filled with clauses.
 
     A slot's number is the place of its task in the order; those after the last are named, but not
@@ -84,10 +123,11 @@ def _framed(rng: np.random.Generator, tasks: Sequence[str], language: Language) 
     fit some tasks only.
     """
     book, n_tasks = _read("kitchen"), str(len(tasks))
-    others = rng.permutation([task for task in kitchen_tasks.TASKS if task not in tasks])
-    meant = [*tasks, *others.tolist()]  # by a slot's number
+    known = [task for task in kitchen_tasks.TASKS if task not in (*tasks, *without)]
+    meant = [*tasks, *rng.permutation(known).tolist()]  # by a slot's number
     alike = [frame for frame in book["alike"][n_tasks][language] if _fits(frame, meant)]
-    frames = [*book["frames"][n_tasks][language], *_ALIKE * alike]  # the rare ones more often
+    common = [frame for frame in book["frames"][n_tasks][language] if _fits(frame, meant)]
+    frames = [*common, *_ALIKE * alike]  # the rare ones more often
     frame = frames[int(rng.integers(len(frames)))]
     frame = _CHOICE.sub(lambda match: str(rng.choice(match[1].split("|"))), frame)
     clauses = {
@@ -99,9 +139,9 @@ def _framed(rng: np.random.Generator, tasks: Sequence[str], language: Language) 
 
 
 def _fits(frame: str, meant: Sequence[str]) -> bool:
-    """Whether there are words for every slot of `frame`."""
-    book = _read("kitchen")
-    return all(meant[int(number)] in book[form] for form, number in _SLOT.findall(frame))
+    """Whether there are tasks and words for every slot of `frame`."""
+    book, slots = _read("kitchen"), [(form, int(n)) for form, n in _SLOT.findall(frame)]
+    return all(n < len(meant) and meant[n] in book[form] for form, n in slots)
 
 
 def _in_passing(rng: np.random.Generator, said: str, language: Language) -> str:
@@ -115,15 +155,51 @@ def _in_passing(rng: np.random.Generator, said: str, language: Language) -> str:
     return _START.sub(lambda m: m[0].upper(), said) if rng.random() < _CAPITAL else said
 
 
-def request(rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
-    """Something that a person may say, and the tasks it asks for: none if no scene offers it."""
+def request(rng: np.random.Generator, without: Sequence[str] = ()) -> tuple[str, tuple[str, ...]]:
+    """Something that a person may say, and the tasks it asks for: none if no scene offers it.
+
+    Args:
+        without: tasks that are neither asked for nor, where they are the kitchen's, named.
+
+    Raises:
+        ValueError: no task is left.
+    """
+    tables = [task for task in _read("metaworld") if task not in without]
+    rooms = [task for task in kitchen_tasks.TASKS if task not in without]
+    if not tables and not rooms:
+        raise ValueError("no task is left to ask for")
     drawn = rng.random()
     if drawn < _REFUSED:
-        said = [s for ways in refusals().values() for s in ways]
+        said = _refused(tuple(without))
         return str(said[int(rng.integers(len(said)))]), ()
-    if drawn < _REFUSED + _KITCHEN:
-        n_tasks = int(rng.choice(MAX_TASKS, p=_HOW_MANY)) + 1
-        tasks = tuple(rng.permutation(kitchen_tasks.TASKS)[:n_tasks].tolist())
+    if rooms and (drawn < _REFUSED + _KITCHEN or not tables):
+        n_tasks = min(int(rng.choice(MAX_TASKS, p=_HOW_MANY)) + 1, len(rooms))
+        tasks = tuple(rng.permutation(rooms)[:n_tasks].tolist())
     else:
-        tasks = (str(rng.choice(list(_read("metaworld")))),)
-    return ask(rng, tasks), tasks
+        tasks = (str(rng.choice(tables)),)
+    return ask(rng, tasks, without), tasks
+
+
+@cache
+def _refused(without: tuple[str, ...]) -> list[str]:
+    every = [said for ways in refusals().values() for said in ways]
+    return [said for said in every if not names_any(said, without)]
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """What people say, but for what asks for some tasks or names them.
+
+    Args:
+        without: these tasks.
+    """
+
+    without: tuple[str, ...] = ()
+
+    def ask(self, rng: np.random.Generator, tasks: Sequence[str]) -> str:
+        """One of many ways to ask for `tasks` in their order."""
+        return ask(rng, tasks, self.without)
+
+    def request(self, rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
+        """Something that a person may say, and the tasks it asks for."""
+        return request(rng, self.without)

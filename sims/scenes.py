@@ -120,6 +120,48 @@ def resolve_env_ids(text: str) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
+def resolve_tasks(text: str) -> tuple[str, ...]:
+    """`TASK[,TASK…]`, or names of sets among them → tasks by their own names, each once.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    known: dict[str, tuple[str, ...]] = {
+        task: (task,) for v in catalogue().values() for task in v.tasks
+    }
+    known |= {
+        name: tuple(task for env_id in ids for task in tasks_of(env_id))
+        for name, ids in task_sets().items()
+    }
+    found: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if part not in known:
+            near = difflib.get_close_matches(part.lower(), list(known), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown task {part!r}; {hint}there are: {', '.join(known)}")
+        found += known[part]
+    return tuple(dict.fromkeys(found))
+
+
+def tasks_of(env_id: str) -> tuple[str, ...]:
+    """The tasks that an id names: none where a layout's seed draws them."""
+    if family(env_id) != KITCHEN:
+        return catalogue()[env_id].tasks
+    goal = () if env_id == KITCHEN else _goal(env_id)
+    return goal if isinstance(goal, tuple) else ()
+
+
+def cameras(env_id: str) -> tuple[str, ...]:
+    """The names of the cameras that `make` gives an environment when it is not told others."""
+    if family(env_id) == KITCHEN:
+        from sims import kitchen
+
+        return kitchen.CAMERAS
+    from sims import metaworld
+
+    return metaworld.CAMERAS
+
+
 def make(env_id: str, **kwargs: Any) -> MetaWorldEnv | KitchenEnv:
     """The environment of `env_id`; keywords go to it.
 

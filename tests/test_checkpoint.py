@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from embodied.checkpoint import (
     WEIGHTS,
     CheckpointError,
     load,
+    load_tensors,
     save,
     write_manifest,
 )
@@ -212,3 +216,42 @@ def test_failed_swap_puts_the_former_back(folder: Path, monkeypatch: pytest.Monk
         save(folder, {}, {})
     monkeypatch.undo()
     assert load(folder)[1]["width"] == 4
+
+
+# --- more files ------------------------------------------------------------------------------
+
+
+def test_more_files_are_written_and_watched_too(tmp_path: Path) -> None:
+    folder, part = tmp_path / "c", {"x": torch.arange(3.0)}
+    also = {"deep/part.safetensors": part, "deep/part.json": {"a": [1]}}
+    save(folder, {"w": torch.ones(2)}, {}, also)
+    assert torch.equal(load_tensors(folder / "deep/part.safetensors")["x"], part["x"])
+    assert json.loads((folder / "deep/part.json").read_text()) == {"a": [1]}
+    done = subprocess.run(["sha256sum", "-c", MANIFEST], cwd=folder, capture_output=True)
+    assert done.returncode == 0 and b"deep/part.json: OK" in done.stdout
+    (folder / "deep/part.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"deep/part\.json is damaged"):
+        load(folder)
+    (folder / "deep/part.json").unlink()
+    with pytest.raises(CheckpointError, match=r"deep/part\.json is missing"):
+        load(folder)
+
+
+def test_more_files_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+    bad: list[tuple[str, Any, str]] = [
+        ("part.safetensors", {"x": torch.tensor([torch.nan])}, "tensor 'x' has NaN"),
+        ("part.json", {"a": float("inf")}, "part of checkpoint .* is not JSON"),
+    ]
+    for name, content, said in bad:
+        with pytest.raises(CheckpointError, match=said):
+            save(tmp_path / "c", {}, {}, {name: content})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b"])
+def test_a_manifest_cannot_lead_out_of_its_folder(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "c", {}, {})
+    manifest = tmp_path / "c" / MANIFEST
+    manifest.write_text(manifest.read_text() + f"{'0' * 64}  {name}\n")
+    with pytest.raises(CheckpointError, match="has a line that is no checksum"):
+        load(tmp_path / "c")

@@ -507,8 +507,14 @@ def test_wrong_meta_is_named(copy: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps({**info, "total_episodes": 4}))
     with pytest.raises(DatasetError, match=r"has 3 episodes, meta/info.json promises 4"):
         DatasetReader(copy)
+    path.write_text(json.dumps({**info, "codebase_version": "v2.0"}))
+    with pytest.raises(DatasetError, match=r"LeRobotDataset v2.0, v3.0 or v2.1 is needed: conv"):
+        DatasetReader(copy)
+    path.write_text(json.dumps({**info, "codebase_version": "v2.1", "chunks_size": 500}))
+    with pytest.raises(DatasetError, match="500 episodes a folder, 1000 are expected: convert"):
+        DatasetReader(copy)
     path.write_text(json.dumps({**info, "codebase_version": "v2.1"}))
-    with pytest.raises(DatasetError, match=r"LeRobotDataset v2.1, v3.0 is needed: convert"):
+    with pytest.raises(DatasetError, match=r"cannot read '.*episodes.jsonl' \(FileNotFoundError"):
         DatasetReader(copy)
     path.write_text("{")
     with pytest.raises(DatasetError, match=r"cannot read '.*info.json'"):

@@ -7,9 +7,11 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import chi2_contingency, norm
+from scipy.stats import chi2_contingency, norm, sem
+from scipy.stats import t as scipy_t
 
 from embodied.metrics import (
+    OverSeeds,
     Paired,
     Rate,
     Score,
@@ -79,6 +81,49 @@ def _exact_p(b: int, c: int) -> float:
 def test_mcnemar_is_twice_the_binomial_tail(b: int, c: int) -> None:
     assert Paired(60, b, c).p == pytest.approx(_exact_p(b, c))
     assert Paired(60, c, b).p == Paired(60, b, c).p
+
+
+def _simulated_power(n: int, discordance: float, difference: float) -> float:
+    """How often 4,000 drawn comparisons are significant at 5 %."""
+    shares = [(discordance - difference) / 2, (discordance + difference) / 2, 1 - discordance]
+    drawn = np.random.default_rng(0).multinomial(n, shares, size=4000)
+    return float(np.mean([_exact_p(int(b), int(c)) <= 0.05 for b, c, _ in drawn]))
+
+
+@pytest.mark.parametrize(("n", "b", "c"), [(50, 5, 10), (100, 5, 15), (60, 0, 0)])
+def test_detectable_difference_is_found_in_four_of_five_draws(n: int, b: int, c: int) -> None:
+    found = Paired(n, b, c).detectable_difference()
+    assert found is not None
+    discordance = max((b + c) / n, found)
+    assert _simulated_power(n, discordance, found) == pytest.approx(0.8, abs=0.03)
+    assert _simulated_power(n, discordance, found * 0.7) < 0.7
+
+
+def test_detectable_difference_nears_connor_s_formula() -> None:
+    """Biometrics 43:207: n d² = (z(97.5 %) √q + z(80 %) √(q - d²))²."""
+    n, q = 20_000, 0.3
+    found = Paired(n, 3000, 3000).detectable_difference() or 0.0
+    needed = (norm.ppf(0.975) * q**0.5 + norm.ppf(0.8) * (q - found**2) ** 0.5) ** 2 / found**2
+    assert needed == pytest.approx(n, rel=0.03)
+
+
+def test_five_pairs_can_detect_nothing() -> None:
+    assert Paired(5, 0, 5).detectable_difference() is None
+    assert Paired(0, 0, 0).detectable_difference() is None
+
+
+def test_interval_over_training_seeds_is_student_s() -> None:
+    rates = [0.7, 0.8, 0.95]
+    expected = scipy_t.interval(0.95, 2, np.mean(rates), sem(rates))
+    over = OverSeeds.of(rates)
+    assert over.mean == pytest.approx(np.mean(rates))
+    assert (over.low, over.high) == (pytest.approx(expected[0]), 1.0)  # cut at 1
+    assert expected[1] > 1
+    assert str(OverSeeds.of([0.5])) == "50.0 % (one seed)"
+    assert str(OverSeeds.of([0.5, 0.5])) == "50.0 % [50, 50]"
+    for wrong in ([], [50.0]):
+        with pytest.raises(ValueError, match=r"one rate within 0\.\.1 a training seed"):
+            OverSeeds.of(wrong)
 
 
 def test_pairs_are_counted_in_order() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import policies
 from embodied import checkpoint
 from embodied.agent.agent import Ablation, Agent, AgentOptions, Motor
 from embodied.agent.monitor import MonitorOptions
+from embodied.cli.oracle import OraclePolicy
 from embodied.model.former import EmbodiedFormer
 from embodied.model.planner import Planner
-from embodied.types import Subgoal
+from embodied.types import Fed, Subgoal
 from sims import scenes
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pretrained" / "small"
@@ -25,7 +27,8 @@ def save_policy(folder: Path, policy: Any, former: EmbodiedFormer | None, **note
     if former is not None:
         tensors |= {f"former.{k}": v for k, v in former.state_dict().items()}
     half = {k: v.to(torch.bfloat16) if v.ndim >= 2 else v for k, v in tensors.items()}
-    config = {"policy": policies.describe(policy), "has_former": former is not None, **notes}
+    described = {"policy": policies.describe(policy), "fed": asdict(policy.fed)}
+    config = {**described, "has_former": former is not None, **notes}
     checkpoint.save(folder, half, config)
 
 
@@ -44,12 +47,19 @@ def load_policy(folder: Path, planner: Planner) -> tuple[Any, EmbodiedFormer, di
             f"the planner's is {planner.config.former.width}; give the --model it was trained with"
         )
     policy = policies.make(**config["policy"])
+    policy.fed = _fed(config)
     _load(policy, tensors, "policy", folder)
     former = planner.former
     if config["has_former"]:
         former = EmbodiedFormer(planner.config.former)
         _load(former, tensors, "former", folder)
     return policy.eval(), former.eval(), config
+
+
+def _fed(config: dict[str, Any]) -> Fed:
+    """What the policy is fed; older ones do not say, and are fed everything."""
+    told = config.get("fed", {})
+    return Fed(**{**told, "cameras": tuple(told.get("cameras", ()))})
 
 
 def _load(module: torch.nn.Module, tensors: dict[str, Any], part: str, folder: Path) -> None:
@@ -88,20 +98,30 @@ def load_agent(
     Args:
         model_dir: a planner.
         policy_dir: a policy, or a folder of policies, each for another robot.
-        ablate: see `AgentOptions`.
+        ablate: see `AgentOptions`. A policy that was trained on other tasks' sub-goals is told
+            such in any case.
 
     Raises:
         CheckpointError: a folder is missing or damaged, or two policies are for one robot.
     """
     planner = Planner.load(model_dir or SHIPPED / "planner").for_inference()
     motors: dict[str, Motor] = {}
+    told: set[str] = set()
     for folder in policy_folders(policy_dir or SHIPPED / "policies"):
         policy, former, config = load_policy(folder, planner)
         motor = _motor(policy, former, config)
+        told.add(policy.fed.ablate)
         for name in config.get("scenes", ("metaworld",)):
             if name in motors:
                 raise checkpoint.CheckpointError(f"{folder} is a second policy for {name}")
             motors[name] = motor
+    if "plan_shuffled" in told:
+        if len(told) > 1:
+            raise checkpoint.CheckpointError(
+                f"{policy_dir} holds policies that were told other tasks' sub-goals and others "
+                "that were not; give the folder of one policy"
+            )
+        ablate = "plan_shuffled"
     shuffled = _shuffled_subgoals() if ablate == "plan_shuffled" else {}
     options = AgentOptions(ablate, shuffled)
     return Agent(planner, motors, scenes.catalogue(tuple(motors)), options)
@@ -128,4 +148,6 @@ def _motor(policy: Any, former: EmbodiedFormer, config: dict[str, Any]) -> Motor
     if "monitor" in settings:
         settings["monitor"] = MonitorOptions(**settings["monitor"])
     seeds = config.get("train_seeds")
+    if policy.fed.features == "oracle":
+        policy = OraclePolicy(policy)
     return Motor(former, policy, train_seeds=None if seeds is None else tuple(seeds), **settings)

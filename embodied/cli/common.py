@@ -23,7 +23,16 @@ def quiet_libraries() -> None:
 
 
 def check_instruction(text: str) -> str:
-    """The instruction without white space around it.
+    """The instruction without white space around it. Raises ValueError as `check_words`."""
+    return check_words(text, "instruction", "say what to do, like 'open the drawer'")
+
+
+def check_words(text: str, what: str, wanted: str) -> str:
+    """What a person said, without white space around it.
+
+    Args:
+        what: it is called in errors.
+        wanted: what to do when it is empty.
 
     Raises:
         ValueError: it is empty, longer than `MAX_INSTRUCTION` characters, or has control
@@ -34,14 +43,14 @@ def check_instruction(text: str) -> str:
         if unicodedata.category(character) in ("Cc", "Cs"):
             code = f"U+{ord(character):04X}"
             raise ValueError(
-                f"the instruction has a control character ({code}) at position {position}: "
+                f"the {what} has a control character ({code}) at position {position}: "
                 "write it in one line of plain text"
             )
     if not any(unicodedata.category(c)[0] in "LNPS" for c in text):
-        raise ValueError("the instruction is empty: say what to do, like 'open the drawer'")
+        raise ValueError(f"the {what} is empty: {wanted}")
     if len(text) > MAX_INSTRUCTION:
         raise ValueError(
-            f"the instruction has {len(text)} characters and at most {MAX_INSTRUCTION} are read: "
+            f"the {what} has {len(text)} characters and at most {MAX_INSTRUCTION} are read: "
             "say it shorter"
         )
     return text

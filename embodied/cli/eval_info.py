@@ -156,6 +156,7 @@ def _overall(records: Sequence[Record], per_task: list[list[Record]]) -> dict[st
         "success_rule": setup["success_rule"],
         "horizon": setup["horizon"],
         "train_seeds": setup["train_seeds"],
+        "cameras": setup.get("cameras"),
         "render_flags": setup["render_flags"],
         "versions": versions(),
         "plan_latency_s": latency([r["plan_s"] for r in records]),
@@ -184,8 +185,8 @@ def write(folder: Path, info: dict[str, Any]) -> Path:
     return path
 
 
-def read(path: Path) -> list[Record]:
-    """The episodes of an eval_info.json, or of the folder that has one.
+def read_info(path: Path) -> dict[str, Any]:
+    """An eval_info.json, or that of the folder that has one.
 
     Raises:
         ValueError: it is not what `write` writes.
@@ -194,14 +195,22 @@ def read(path: Path) -> list[Record]:
     path = path / EVAL_INFO if path.is_dir() else path
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        records = [record for task in info["per_task"] for record in task["per_episode"]]
-        for record in records:
+        for record in _episodes(info):
             record["env"], record["seed"], record["layout_sha"], record["outcome"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no {EVAL_INFO} of `embodied evaluate` ({type(error).__name__}: {error})"
         ) from None
-    return records
+    return info
+
+
+def read(path: Path) -> list[Record]:
+    """The episodes of an eval_info.json. Raises as `read_info`."""
+    return _episodes(read_info(path))
+
+
+def _episodes(info: dict[str, Any]) -> list[Record]:
+    return [record for task in info["per_task"] for record in task["per_episode"]]
 
 
 def table(info: dict[str, Any]) -> str:

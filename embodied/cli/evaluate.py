@@ -9,11 +9,13 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from embodied import engines
 from embodied.cli import eval_info
 from embodied.cli.common import stdout_to_stderr, writable_dir
 from embodied.cli.eval_info import EpisodeLog, Record
@@ -25,8 +27,9 @@ from embodied.cli.trials import (
     Rule,
     Setting,
     Trials,
-    in_processes,
 )
+from embodied.cli.unseen import TrainLayouts
+from embodied.engines import Engine
 from embodied.video import replacing
 
 _DEFAULT_EPISODES = 20
@@ -35,7 +38,7 @@ _SETTINGS = "settings.json"
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure success on layouts that nobody trained on.
+    """Measure success on layouts that nobody trained on: others are refused.
 
     A second run with the same settings and --output_dir goes on where the first one ended.
 
@@ -53,6 +56,8 @@ class EvaluateOptions:
         rule: what ends an episode of the kitchen with success; both are counted.
         horizon: control steps an episode; the environment's own when not given.
         workers: processes, one thread each.
+        engine: what starts them: this machine, or Ray where it is installed. Ray joins the cluster
+            that RAY_ADDRESS names, or starts on this machine.
         n_videos: of the first episodes of each task.
         output_dir: outputs/eval/<date>/<time>_<actor> when not given.
         json: print eval_info.json on one line and nothing else.
@@ -69,11 +74,13 @@ class EvaluateOptions:
     rule: Rule | None = None
     horizon: int | None = None
     workers: int = 1
+    engine: Engine = "process"
     n_videos: int = 2
     output_dir: Path | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
+        engines.check(self.engine)
         if self.actor != "agent" and (self.ablate != "none" or self.model or self.policy):
             raise ValueError(f"--ablate, --model and --policy change the agent, not '{self.actor}'")
         for name, least in (("horizon", 1), ("workers", 1), ("n_videos", 0)):
@@ -88,12 +95,17 @@ def evaluate(options: EvaluateOptions) -> int:
 
     env_ids = scenes.resolve_env_ids(options.env)
     seeds = layout_seeds(options.seeds, options.n_episodes)
+    wanted = [(env_id, seed) for env_id in env_ids for seed in seeds]
+    trained = TrainLayouts()
+    if options.actor == "agent":
+        trained = TrainLayouts.of(options.model, options.policy)
+    trained.check_seeds(wanted)
     folder = writable_dir(options.output_dir or _default_folder(options))
     log = EpisodeLog(folder / "episodes.jsonl")
     settings = _keep_settings(folder, options, begun=bool(log.records))
-    wanted = [(env_id, seed) for env_id in env_ids for seed in seeds]
     with stdout_to_stderr():
-        _run_missing(log, wanted, _jobs(env_ids, seeds, folder, options.n_videos), options)
+        jobs = _jobs(env_ids, seeds, folder, options.n_videos)
+        _run_missing(log, wanted, jobs, options, trained)
     done = {(r["env"], r["seed"]): r for r in log.records}
     info = eval_info.summarise([done[key] for key in wanted], settings)
     path = eval_info.write(folder, info)
@@ -189,7 +201,11 @@ def _jobs(env_ids: list[str], seeds: list[int], folder: Path, n_videos: int) -> 
 
 
 def _run_missing(
-    log: EpisodeLog, wanted: list[tuple[str, int]], jobs: Iterator[Job], options: EvaluateOptions
+    log: EpisodeLog,
+    wanted: list[tuple[str, int]],
+    jobs: Iterator[Job],
+    options: EvaluateOptions,
+    trained: TrainLayouts,
 ) -> None:
     finished = {(r["env"], r["seed"]) for r in log.records}
     missing = [job for job in jobs if (job.env_id, job.seed) not in finished]
@@ -198,6 +214,7 @@ def _run_missing(
     bar = tqdm(total=len(wanted), initial=len(before), unit="episode", desc="evaluate")
     with bar, closing(_results(missing, options)) as results:
         for record in results:
+            trained.check_layout(record["env"], record["seed"], record["layout_sha"])
             log.append(record)
             n_success += record["success"]
             bar.set_postfix(success=n_success, refresh=False)
@@ -217,9 +234,8 @@ def _results(jobs: list[Job], options: EvaluateOptions) -> Generator[Record, Non
         options.horizon,
         options.rule,
     )
-    n_workers = min(options.workers, len(jobs))
-    if n_workers > 1:
-        yield from in_processes(jobs, setting, n_workers)
+    if options.engine == "ray" or min(options.workers, len(jobs)) > 1:
+        yield from engines.run(options.engine, partial(Trials, setting), jobs, options.workers)
         return
     with closing(Trials(setting)) as trials:
         for job in jobs:

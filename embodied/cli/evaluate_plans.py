@@ -1,23 +1,34 @@
-"""`embodied evaluate-plans`: are instructions understood, plans right, and verdicts true?"""
+"""`embodied evaluate-plans`: instructions understood? plans right? verdicts and answers true?"""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from embodied.cli.assemble import SHIPPED
+from embodied.cli.baselines import NearestNeighbour, ZeroShot
 from embodied.cli.common import check_instruction, stdout_to_stderr
 from embodied.cli.finetune import load_datasets
+from embodied.cli.score_plans import (
+    Plans,
+    made,
+    rate,
+    samples,
+    score_plans,
+    score_questions,
+)
+from embodied.cli.score_records import score_records
+from embodied.cli.splits import left_out_of, of_splits, without
 from embodied.egocot.dataset import (
     Recorded,
     clip_tokens,
@@ -26,14 +37,15 @@ from embodied.egocot.dataset import (
     motion_at,
     verdict_of,
 )
+from embodied.egocot.record_features import SeenRecord, load_records, see_records
 from embodied.episodes import DatasetReader
-from embodied.metrics import Rate, verdict_scores
-from embodied.model.plan import GRID, parse_thought
+from embodied.metrics import verdict_scores
 from embodied.model.planner import Planner
 from embodied.types import Vocabulary
-from sims import language, scenes
+from sims import scenes
 
-_NEAR_PX = 10
+Baseline = Literal["none", "zero_shot", "nearest_neighbour"]
+_TABLE = ("plan_right", "step_f1", "step_order", "grounding_mean_px", "bleu4", "rouge_l", "cider")
 
 
 @dataclass(frozen=True)
@@ -45,10 +57,23 @@ class EvaluatePlansOptions:
         plans: data sets whose first pictures are planned for, comma-separated, of layouts not
             trained on.
         verdicts: data sets whose clips are judged, comma-separated, of layouts not trained on.
+        questions: data sets about whose clips is asked, comma-separated, of layouts not trained on.
+        records: folders of EgoCOT records, comma-separated: plans, verdicts and answers.
+        records_split: which of their splits, comma-separated.
+        paraphrases: instructions that training did not see, as in `instructions`; the episodes of
+            `plans` are planned for in their words too.
+        unseen_tasks: tasks, or sets like mw5 and fk5, whose plans are scored apart; those that the
+            checkpoint says it left out when not given.
+        routed: find out the tasks of `plans` from the words, as an agent must; they are told
+            otherwise.
         model: the planner; the shipped one.
+        baseline: what plans in its place: its language model untrained and blind, or the plan of
+            the nearest of the episodes of `trained_on`.
+        trained_on: data sets for `nearest_neighbour`, comma-separated.
         n_plans: episodes to plan for.
         n_verdicts: clips to judge.
-        seed: of the clips drawn.
+        n_questions: questions to ask.
+        seed: of what is drawn.
         features_dir: where frozen features are cached.
         output_dir: where every answer is written; nowhere when not given.
         scenes: which simulators' tasks the words may mean, comma-separated.
@@ -58,9 +83,18 @@ class EvaluatePlansOptions:
     instructions: Path | None = None
     plans: str = ""
     verdicts: str = ""
+    questions: str = ""
+    records: str = ""
+    records_split: str = "test"
+    paraphrases: Path | None = None
+    unseen_tasks: str | None = None
+    routed: bool = False
     model: Path = SHIPPED / "planner"
+    baseline: Baseline = "none"
+    trained_on: str = ""
     n_plans: int = 100
     n_verdicts: int = 300
+    n_questions: int = 300
     seed: int = 0
     features_dir: Path = Path("outputs/features")
     output_dir: Path | None = None
@@ -70,32 +104,138 @@ class EvaluatePlansOptions:
 
 def evaluate_plans(options: EvaluatePlansOptions) -> int:
     """Run what was asked for. Returns the exit status."""
+    _check_given(options)
     with stdout_to_stderr():
         scores = _scores(options)
-    if options.json:
-        print(json.dumps(scores))
-    else:
-        for name, value in scores.items():
-            print(f"{name}: {value}")
+    print(json.dumps(scores) if options.json else "\n".join(_in_words(scores)))
     return 0
+
+
+def _check_given(options: EvaluatePlansOptions) -> None:
+    """Raises ValueError when there is nothing to evaluate, or nothing to be near to."""
+    o = options
+    if not (o.instructions or o.plans or o.verdicts or o.questions or o.records):
+        raise ValueError(
+            "nothing to evaluate: give --instructions FILE.jsonl, --plans, --verdicts or "
+            "--questions with data sets of `embodied record`, or --records with EgoCOT records"
+        )
+    if (options.baseline == "nearest_neighbour") != bool(options.trained_on):
+        raise ValueError("--trained_on names the episodes of --baseline nearest_neighbour")
+    if options.baseline == "nearest_neighbour" and not options.plans:
+        raise ValueError("--baseline nearest_neighbour only plans: give --plans")
+
+
+def _in_words(scores: Mapping[str, Any]) -> Iterator[str]:
+    """A line a score, and a table of plans by split."""
+    for name, value in scores.items():
+        if name == "plans":
+            yield from _table(value)
+        elif name in ("questions", "captions"):
+            yield from (f"{name}, {part}: {figures}" for part, figures in value.items())
+        elif name == "records":
+            for group, figures in value.items():
+                yield from (f"{group}, {line}" for line in _in_words(figures))
+        else:
+            yield f"{name}: {value}"
+
+
+def _table(by_split: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield " ".join(["split".ljust(20), *(name.rjust(18) for name in _TABLE)])
+    for split, figures in by_split.items():
+        yield " ".join([split.ljust(20), *(_cell(figures[name]).rjust(18) for name in _TABLE)])
+
+
+def _cell(score: Mapping[str, Any]) -> str:
+    """`97.0 [91, 99] /100`: in per cent for rates, then the interval and n."""
+    if not score["n"]:
+        return "-"
+    if "pc" in score:
+        low, high = (100 * bound for bound in score["wilson95"])
+        return f"{score['pc']:.0f}% [{low:.0f},{high:.0f}] /{score['n']}"
+    spread = score["bootstrap95"]
+    between = f" [{spread[0]:.3g},{spread[1]:.3g}]" if spread else ""
+    return f"{score['value']:.3g}{between}"
 
 
 def _scores(options: EvaluatePlansOptions) -> dict[str, Any]:
     catalogue = scenes.catalogue(check_families(options.scenes))
     rows = read_instructions(options.instructions, catalogue) if options.instructions else []
-    for name in filter(None, f"{options.plans},{options.verdicts}".split(",")):
+    given = ",".join([options.plans, options.verdicts, options.questions, options.trained_on])
+    for name in filter(None, given.split(",")):
         DatasetReader(Path(name))  # checks it, before there is a model and a bar on the screen
+    ways = _paraphrases(options, catalogue)
+    unseen = _unseen_tasks(options)
     planner = Planner.load(options.model).for_inference()
     scores: dict[str, Any] = {}
+    if options.baseline == "zero_shot":
+        planner = ZeroShot.of(planner.config).for_inference()
     if options.instructions:
         scores |= score_instructions(planner, rows, catalogue, options.output_dir)
     if options.plans:
-        episodes = load_datasets(planner, options.plans, options.features_dir)
-        scores |= score_plans(planner, episodes, options.n_plans, options.seed)
+        scores |= _plan_scores(planner, options, unseen, ways)
     if options.verdicts:
         episodes = load_datasets(planner, options.verdicts, options.features_dir)
         scores |= score_verdicts(planner, episodes, options.n_verdicts, options.seed)
+    if options.questions:
+        episodes = load_datasets(planner, options.questions, options.features_dir)
+        scores |= score_questions(planner, episodes, options.n_questions, options.seed)
+    if options.records:
+        scores["records"] = score_records(planner, _records(planner, options), unseen)
     return scores
+
+
+def _unseen_tasks(options: EvaluatePlansOptions) -> tuple[str, ...]:
+    if options.unseen_tasks is not None:
+        return scenes.resolve_tasks(options.unseen_tasks)
+    return left_out_of(options.model) if options.plans or options.records else ()
+
+
+def _paraphrases(
+    options: EvaluatePlansOptions, catalogue: Mapping[str, Vocabulary]
+) -> dict[tuple[str, ...], list[str]]:
+    """Tasks in order → ways to ask for them."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    if options.paraphrases is not None:
+        for row in read_instructions(options.paraphrases, catalogue):
+            found.setdefault(tuple(_wanted(row)), []).append(row["instruction"])
+    return found
+
+
+def _plan_scores(
+    planner: Planner,
+    options: EvaluatePlansOptions,
+    unseen: Sequence[str],
+    ways: Mapping[tuple[str, ...], Sequence[str]],
+) -> dict[str, Any]:
+    episodes = load_datasets(planner, options.plans, options.features_dir)
+    rng = np.random.default_rng(options.seed)
+    wanted = samples(episodes, rng, options.n_plans, unseen, ways)
+    whose: Plans = planner
+    if options.baseline == "nearest_neighbour":
+        known = load_datasets(planner, options.trained_on, options.features_dir)
+        whose = NearestNeighbour(planner, without(known, unseen))
+
+    def find_tasks(said: str, scene: str) -> Sequence[str]:
+        return planner.route(said, scenes.catalogue(), scene).tasks
+
+    find = find_tasks if options.routed else None
+    return score_plans(
+        [made(whose, sample, find) for sample in tqdm(wanted, desc="plans", file=sys.stderr)]
+    )
+
+
+def _records(planner: Planner, options: EvaluatePlansOptions) -> list[SeenRecord]:
+    """The records of the wanted splits. Raises ValueError when a folder has none of them."""
+    return [
+        record
+        for name in filter(None, options.records.split(","))
+        for record in see_records(
+            planner,
+            Path(name),
+            of_splits(Path(name), load_records(Path(name)), options.records_split),
+            options.features_dir,
+        )
+    ]
 
 
 def check_families(text: str) -> tuple[str, ...]:
@@ -203,14 +343,14 @@ def score_instructions(
         (out / "instructions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     good, bad = [a for a in answers if a["wanted"]], [a for a in answers if not a["wanted"]]
     scores = {
-        "right_task": _rate([a["said"] == a["wanted"] for a in good]),
-        "false_refusals": _rate([not a["said"] for a in good]),
-        "refused": _rate([not a["said"] for a in bad]),
+        "right_task": rate([a["said"] == a["wanted"] for a in good]),
+        "false_refusals": rate([not a["said"] for a in good]),
+        "refused": rate([not a["said"] for a in bad]),
         "route_s": round(float(np.median(seconds)), 3),
     }
     for lang in ("en", "zh"):
         mine = [a for a in good if a.get("lang") == lang]
-        scores[f"right_task_{lang}"] = _rate([a["said"] == a["wanted"] for a in mine])
+        scores[f"right_task_{lang}"] = rate([a["said"] == a["wanted"] for a in mine])
     return scores
 
 
@@ -219,41 +359,6 @@ def _wanted(row: dict[str, Any]) -> list[str]:
     if "tasks" in row:
         return [] if row["tasks"] is None else row["tasks"]
     return [] if row["task"] is None else [row["task"]]
-
-
-def _rate(hits: Sequence[bool]) -> dict[str, Any]:
-    rate = Rate(sum(hits), len(hits))
-    percent = None if rate.percent is None else round(rate.percent, 1)
-    return {"k": rate.k, "n": rate.n, "pc": percent, "wilson95": rate.wilson95}
-
-
-def score_plans(
-    planner: Planner, episodes: Sequence[Recorded], n: int, seed: int
-) -> dict[str, Any]:
-    """Plans for the first pictures: are the steps the expert's, and are things where it says?
-
-    The error is in pixels of a 224 px picture, over all that a thought names and that is in view.
-    """
-    rng = np.random.default_rng(seed)
-    catalogue = scenes.catalogue()
-    right, errors = [], []
-    for i in tqdm(rng.permutation(len(episodes))[:n], desc="plans", file=sys.stderr):
-        episode = episodes[i]
-        tokens = torch.from_numpy(episode.cache.images[[episode.span.image(0)]][:, :, None])
-        vocabulary = catalogue[scenes.scene_of(episode.meta.env_id)]
-        said = language.ask(rng, episode.tasks)
-        plan = planner.plan_tokens(tokens.float(), said, vocabulary, tasks=episode.tasks)
-        right.append(plan.subgoals == episode.meta.plan.subgoals)
-        for noun, place in parse_thought(plan.thought).items():
-            true = episode.places[noun][0, 0] if noun in episode.places else np.array([np.nan])
-            if ((true >= 0) & (true <= 1)).all():  # not where it is unknown
-                errors.append(float(np.linalg.norm(np.array(place) - true) * GRID))
-    within = [error < _NEAR_PX for error in errors]
-    return {
-        "plan_right": _rate(right),
-        "grounding_median_px": round(float(np.median(errors)), 1) if errors else None,
-        f"grounding_within_{_NEAR_PX}_px": _rate(within),
-    }
 
 
 @torch.no_grad()
@@ -271,7 +376,7 @@ def score_verdicts(
         said.append(planner.judge_tokens(tokens, subgoal, motion_at(episode, step)).status)
         true.append(verdict_of(episode, index, step)[0])
     right = [s == t for s, t in zip(said, true, strict=True)]
-    scores: dict[str, Any] = {"verdict_right": _rate(right)}
+    scores: dict[str, Any] = {"verdict_right": rate(right)}
     for status, score in verdict_scores(true, said).items():
         figures = {"precision": score.precision, "recall": score.recall, "f1": score.f1}
         scores[f"verdict_{status}"] = {k: round(v or 0.0, 3) for k, v in figures.items()}

@@ -4,13 +4,16 @@
 episodes to imitate.
 `words` trains the adapter to tell from the words alone which task is meant, or to refuse.
 `plan` trains mapping and adapter to say plans and verdicts as well; the former is frozen.
+
+Records of EgoCOT (`--records`) add questions and captions to `words`, which then trains the mapping
+too, and to `plan` their plans and verdicts as well.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +21,18 @@ import torch
 
 import policies
 from embodied.cli.assemble import save_policy
-from embodied.config import preset
+from embodied.cli.splits import LEFT_OUT, tasks_left_out, without
+from embodied.cli.start import StartOptions, planner_to_train
+from embodied.cli.training import run_training
 from embodied.egocot.dataset import AlignmentSampler, Recorded, load_recorded
 from embodied.episodes import DatasetReader
 from embodied.model.alignment import Alignment
 from embodied.model.features import FeatureCache
 from embodied.model.planner import Planner
-from embodied.train import TrainOptions, train
+from embodied.processes import Processes
+from embodied.sharing import scaled
+from embodied.train import LoopOptions
+from embodied.training_state import seed_all
 from sims import language, scenes
 
 AGENTS: dict[str, dict[str, Any]] = {
@@ -44,39 +52,44 @@ _ACTING, _LOOKING = (48, 12, 16), (0, 24, 32)
 """Samples of control, plan and verdict in a batch of `align`, with and without a policy."""
 
 
+_STAGES: dict[str, Literal["align", "words", "plan"]] = {"1": "align", "2": "words", "3": "plan"}
+
+
 @dataclass(frozen=True)
-class FinetuneOptions:
+class FinetuneOptions(StartOptions, LoopOptions):
     """What to train, on what.
 
     Args:
-        stage: align, words or plan.
+        stage: align, words or plan; 1, 2 and 3 are the same.
         dataset: data sets to imitate and to look at, comma-separated.
         look_at: more data sets, for plans and verdicts only, comma-separated.
+        records: folders of EgoCOT records, comma-separated; see data/egocot/README.md.
+        records_split: which of their splits to train on, comma-separated.
+        leave_out: tasks, or sets like mw5 and fk5, of which no episode, record or sentence is
+            trained on, comma-separated; kept in the checkpoint.
         output_dir: where the log, the state and the result go.
-        model: a planner to start from; a fresh small one when not given.
-        adapter: a planner whose adapter is taken instead of that of `model`, as when `words` and
-            `align` ran side by side.
-        steps: optimiser steps.
-        learning_rate: its peak.
         horizon: actions in a chunk.
+        batch_size: samples a step, of all uses together; the stage's own number when 0.
         features_dir: where frozen features are cached.
-        seed: of initial weights and batches.
-        save_every: steps between saved states.
+        save_every: steps between saved states; 0 to save at the end only.
+        gradient_checkpointing: compute the language model's layers again in the backward pass:
+            less memory, more time.
         threads: CPU threads; torch's own choice when 0.
     """
 
-    stage: Literal["align", "words", "plan"]
+    stage: Literal["align", "words", "plan", "1", "2", "3"]
     output_dir: Path
+    _: KW_ONLY
     dataset: str = ""
     look_at: str = ""
-    model: Path | None = None
-    adapter: Path | None = None
-    steps: int = 4000
-    learning_rate: float = 5e-4
+    records: str = ""
+    records_split: str = "train"
+    leave_out: str = ""
     horizon: int = 8
+    batch_size: int = 0
     features_dir: Path = Path("outputs/features")
-    seed: int = 0
     save_every: int = 100
+    gradient_checkpointing: bool = False
     threads: int = 0
 
 
@@ -85,7 +98,9 @@ def load_datasets(planner: Planner, names: str, features_dir: Path) -> list[Reco
     episodes: list[Recorded] = []
     for name in filter(None, names.split(",")):
         reader = DatasetReader(Path(name))
-        episodes += load_recorded(reader, FeatureCache.build(planner, reader, features_dir))
+        with Processes.here().main_first():  # the others find what it has computed
+            cache = FeatureCache.build(planner, reader, features_dir)
+        episodes += load_recorded(reader, cache)
     return episodes
 
 
@@ -108,6 +123,8 @@ def agent_settings(episodes: Sequence[Recorded]) -> dict[str, Any]:
 
 def print_trained(module: torch.nn.Module) -> None:
     """Say which parts are trained and which are frozen, with their numbers of weights."""
+    if not Processes.here().is_main:
+        return
     for name, child in module.named_children():
         trained = sum(p.numel() for p in child.parameters() if p.requires_grad)
         frozen = sum(p.numel() for p in child.parameters() if not p.requires_grad)
@@ -126,35 +143,36 @@ def finetune(options: FinetuneOptions) -> int:
     Raises:
         ValueError: the stage needs a data set and none is given.
     """
-    given = options.dataset or options.look_at
-    if options.stage != "words" and not given:
-        raise ValueError(
-            f"stage {options.stage} needs recorded episodes; give --dataset or --look_at"
-        )
+    options = replace(options, stage=_STAGES.get(options.stage, options.stage))
+    _check_given(options)
+    left_out = tasks_left_out(options.leave_out, (options.model, options.adapter_from))
     if options.threads:
         torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    planner = _planner(options)
+    seed_all(options.seed)
+    planner = planner_to_train(options)
     if options.stage == "align":
-        return align(planner, options)
+        return align(planner, options, left_out)
     from embodied.cli.finetune_plan import finetune_plan
 
-    return finetune_plan(planner, options)
+    return finetune_plan(planner, options, left_out)
 
 
-def _planner(options: FinetuneOptions) -> Planner:
-    """What training starts from. Raises ValueError when there is an adapter and no planner."""
-    if options.model is not None:
-        return Planner.load(options.model, options.adapter)
-    if options.adapter is not None:
-        raise ValueError("--adapter replaces the adapter of a planner; give its --model as well")
-    return Planner.build(preset("small"))
+def _check_given(options: FinetuneOptions) -> None:
+    """Raises ValueError when the stage has nothing to learn from, or cannot use what is given."""
+    if options.stage == "align" and options.records:
+        raise ValueError("stage align learns from recorded episodes, not from --records")
+    given = options.dataset or options.look_at or options.records
+    if options.stage != "words" and not given:
+        more = "" if options.stage == "align" else ", or records: --records"
+        raise ValueError(
+            f"stage {options.stage} needs recorded episodes: give --dataset or --look_at{more}"
+        )
 
 
-def align(planner: Planner, options: FinetuneOptions) -> int:
+def align(planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...] = ()) -> int:
     """Stage 1: Embodied-former and policy."""
-    act_on = load_datasets(planner, options.dataset, options.features_dir)
-    extra = load_datasets(planner, options.look_at, options.features_dir)
+    act_on = without(load_datasets(planner, options.dataset, options.features_dir), left_out)
+    extra = without(load_datasets(planner, options.look_at, options.features_dir), left_out)
     agent = agent_settings(act_on) if act_on else {}
     policy = _fresh_policy(planner, act_on, options.horizon) if act_on else None
     module = Alignment(planner.former, policy, planner.embed_texts, len(planner.config.cameras))
@@ -162,15 +180,18 @@ def align(planner: Planner, options: FinetuneOptions) -> int:
     sampler = AlignmentSampler(
         act_on,
         [*act_on, *extra],
-        language,
+        language.Phrases(left_out),
         options.horizon,
-        sizes=_ACTING if act_on else _LOOKING,
+        sizes=scaled(_ACTING if act_on else _LOOKING, options.batch_size),
         seed=options.seed,
     )
-    figures = train(module, sampler, _train_options(options))
+    figures = run_training("finetune", module, sampler, options)
+    if not Processes.here().is_main:
+        return 0
     notes: dict[str, Any] = {
         "trained_on": [options.dataset, options.look_at],
         "scenes": scene_families([*act_on, *extra]),
+        LEFT_OUT: list(left_out),
         "figures": figures,
     }
     planner.save(options.output_dir / "planner", **notes)
@@ -193,13 +214,3 @@ def _fresh_policy(planner: Planner, episodes: Sequence[Recorded], horizon: int) 
     )
     policy.set_state_statistics(*state_statistics(episodes))
     return policy
-
-
-def _train_options(options: FinetuneOptions) -> TrainOptions:
-    return TrainOptions(
-        output_dir=options.output_dir,
-        steps=options.steps,
-        learning_rate=options.learning_rate,
-        save_every=options.save_every,
-        seed=options.seed,
-    )

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from embodied.cli.splits import LEFT_OUT, of_splits, records_without, without
+from embodied.cli.training import run_training
 from embodied.egocot.conversations import ConversationSampler, Turns
+from embodied.egocot.quarantine import Quarantine
+from embodied.egocot.record_conversations import RecordSampler
+from embodied.egocot.record_features import SeenRecord, load_records, see_records
 from embodied.model import llm as llm_parts
 from embodied.model.alignment import text_states
 from embodied.model.planner import Planner
-from embodied.train import train
+from embodied.processes import Processes
+from embodied.sharing import Fractions, on_device, scaled
 from sims import language
 
 if TYPE_CHECKING:
@@ -19,6 +28,8 @@ if TYPE_CHECKING:
 
 _WORDS_ONLY = (16, 0, 0)
 _ALL = (10, 7, 12)
+_OF_RECORDS = (6, 4, 6)
+_N_ANSWERS = 12
 
 
 class Speech(nn.Module):
@@ -30,20 +41,36 @@ class Speech(nn.Module):
         self.mapping, self.llm = planner.mapping, planner.llm
         llm_parts.use_plain_attention(planner.llm)
 
-    def loss(self, batch: list[Turns]) -> tuple[Tensor, dict[str, float]]:
-        """Mean cross-entropy of the answers, each kind of turn weighed the same."""
+    def counts(self, batch: list[Turns]) -> dict[str, float]:
+        """Over how many answer tokens the loss of each kind of turn is a mean."""
+        return {name: float(self._tokens(t).answer.sum()) for name, t in _named(batch).items()}
+
+    def loss(
+        self, batch: list[Turns], fractions: Fractions | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Mean cross-entropy of the answers, each kind of turn weighed the same.
+
+        Args:
+            fractions: each kind's, when the batch is a share, see `embodied.sharing`.
+        """
         losses = {}
-        for turns in batch:
-            losses[turns.kind] = self._turns_loss(turns)
+        for name, turns in _named(batch).items():
+            losses[name] = self._turns_loss(turns)
+            if fractions is not None:
+                losses[name] = fractions[name] * losses[name]
         total = torch.stack(list(losses.values())).sum()
         return total, {name: float(value.detach()) for name, value in losses.items()}
 
+    def _tokens(self, turns: Turns) -> llm_parts.TokenBatch:
+        return llm_parts.make_batch(self._planner[0].tokenizer, turns.prompts, turns.answers)
+
     def _turns_loss(self, turns: Turns) -> Tensor:
-        planner = self._planner[0]
-        tokens = llm_parts.make_batch(planner.tokenizer, turns.prompts, turns.answers)
+        planner, device = self._planner[0], self.mapping.weight.device
+        tokens = on_device(self._tokens(turns), device)
         visual = None
         if turns.vision is not None and turns.texts is not None:
             with torch.no_grad():
+                planner.former.to(device)  # it is no part of this module
                 text = text_states(planner.former, planner.embed_texts, turns.texts)
                 queries = planner.former(turns.vision, text)
             visual = self.mapping(queries)
@@ -51,24 +78,83 @@ class Speech(nn.Module):
             return llm_parts.answer_loss(self.llm, visual, tokens)
 
 
-def finetune_plan(planner: Planner, options: FinetuneOptions) -> int:
-    """Stages 2 and 3: what tasks are called, then plans and verdicts from what is seen."""
-    from embodied.cli.finetune import _train_options, load_datasets, print_trained
+def _named(batch: list[Turns]) -> dict[str, Turns]:
+    """Turns by kind; where episodes have given one of that kind already, by whose they are."""
+    found: dict[str, Turns] = {}
+    for turns in batch:
+        found[turns.kind if turns.kind not in found else f"record_{turns.kind}"] = turns
+    return found
+
+
+def finetune_plan(
+    planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...] = ()
+) -> int:
+    """Stages 2 and 3: what tasks are called, then plans and verdicts from what is seen.
+
+    Raises:
+        ValueError: nothing would be trained.
+    """
+    from embodied.cli.finetune import print_trained
+
+    words_only = options.stage == "words"
+    sampler = _sampler(planner, options, left_out)
+    planner.former.requires_grad_(False)
+    planner.mapping.requires_grad_(not words_only or bool(options.records))
+    if not (llm_parts.trained_parameters(planner.llm) or planner.mapping.weight.requires_grad):
+        raise ValueError("stage words trains the adapter, and this planner has none")
+    if options.gradient_checkpointing:
+        llm_parts.use_gradient_checkpointing(planner.llm)
+    module = Speech(planner)
+    print_trained(module)
+    figures: dict[str, Any] = run_training("finetune", module, sampler, options)
+    if not Processes.here().is_main:
+        return 0
+    notes: dict[str, Any] = {"trained_on": [options.dataset, options.look_at], "figures": figures}
+    notes |= {"records": options.records, LEFT_OUT: list(left_out)}
+    planner.save(options.output_dir / "planner", **notes)
+    return 0
+
+
+def _sampler(
+    planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...]
+) -> Callable[[int], list[Turns]]:
+    """Turns of our scenes, and of the user's records where there are any."""
+    from embodied.cli.finetune import load_datasets
 
     words_only = options.stage == "words"
     names = "" if words_only else f"{options.dataset},{options.look_at}"
-    episodes = load_datasets(planner, names, options.features_dir)
-    sampler = ConversationSampler(
-        episodes,
-        language,
-        _WORDS_ONLY if words_only else _ALL,
-        seed=options.seed,
-    )
-    planner.former.requires_grad_(False)
-    planner.mapping.requires_grad_(not words_only)
-    module = Speech(planner)
-    print_trained(module)
-    figures: dict[str, Any] = train(module, sampler, _train_options(options))
-    notes = {"trained_on": [options.dataset, options.look_at], "figures": figures}
-    planner.save(options.output_dir / "planner", **notes)
-    return 0
+    episodes = without(load_datasets(planner, names, options.features_dir), left_out)
+    records = chosen_records(planner, options, left_out)
+    scenes_share = _ALL if episodes else _WORDS_ONLY
+    record_share = (0, 0, _N_ANSWERS) if words_only else _OF_RECORDS
+    phrases = language.Phrases(left_out)
+    sizes = scaled(scenes_share, options.batch_size)
+    samplers: list[Callable[[int], list[Turns]]] = [
+        ConversationSampler(episodes, phrases, sizes, seed=options.seed)
+    ]
+    if records:
+        sizes = scaled(record_share, options.batch_size)
+        samplers.append(RecordSampler(records, sizes, seed=options.seed))
+    return lambda step: [turns for sampler in samplers for turns in sampler(step)]
+
+
+def chosen_records(
+    planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...]
+) -> list[SeenRecord]:
+    """The good records of the wanted splits, with what their clips show.
+
+    Bad ones go to quarantine.jsonl in the output directory; how many for which reason to stderr.
+
+    Raises:
+        ValueError: a folder has none of these splits.
+    """
+    found: list[SeenRecord] = []
+    for i, name in enumerate(filter(None, options.records.split(","))):
+        folder, path = Path(name), options.output_dir / f"quarantine_{i}.jsonl"
+        with Processes.here().main_first(), Quarantine(path) as quarantine:
+            records = load_records(folder, quarantine)
+            print(f"{folder}: {quarantine.counts}", file=sys.stderr)
+            wanted = of_splits(folder, records, options.records_split)
+            kept = records_without(wanted, left_out)
+            found += see_records(planner, folder, kept, options.features_dir)
+    return found

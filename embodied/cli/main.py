@@ -39,6 +39,7 @@ class Command:
 COMMANDS = {
     "run": Command("embodied.cli.run:run", "give the simulated agent a task; saves a video"),
     "plan": Command("embodied.cli.plan:plan", "plan a task without carrying it out"),
+    "ask": Command("embodied.cli.ask:ask", "a question about a video or a scene"),
     "record": Command("embodied.cli.record:record", "record expert demonstrations (LeRobot v3.0)"),
     "import": Command(
         "embodied.cli.import_:import_", "people's kitchen demonstrations, replayed (LeRobot v3.0)"
@@ -52,11 +53,17 @@ COMMANDS = {
     "finetune": Command(
         "embodied.cli.finetune:finetune", "train the planner's own parts on recorded episodes"
     ),
+    "export": Command(
+        "embodied.cli.export:export", "a planner for peft, transformers or the model hub"
+    ),
     "evaluate": Command("embodied.cli.evaluate:evaluate", "success on fixed test layouts"),
     "evaluate-plans": Command(
         "embodied.cli.evaluate_plans:evaluate_plans", "instructions, refusals and verdicts"
     ),
     "compare": Command("embodied.cli.compare:compare", "two evaluations, layout by layout"),
+    "report": Command(
+        "embodied.cli.report:report", "evaluations side by side: tables, curves, videos, as a page"
+    ),
     "doctor": Command("embodied.cli.doctor:doctor", "check this machine and say how to mend it"),
 }
 
@@ -137,10 +144,20 @@ def _run(name: str, command: Command, argv: list[str]) -> int:
     module, function_name = command.path.split(":")
     function: Callable[..., int] = getattr(importlib.import_module(module), function_name)
     options_type = get_type_hints(function).get("options")
-    options = _parse(options_type or _keywords_of(function), name, argv)
+    default = _to_resume(options_type, name, argv)
+    options = _parse(options_type or _keywords_of(function), name, argv, default)
     if options is None:
         return 0
     return function(options) if options_type else function(**options)
+
+
+def _to_resume(options_type: Any, name: str, argv: list[str]) -> Any:
+    """What the flags replace when `--resume` names a run of a command that trains, else None."""
+    if "resume" not in getattr(options_type, "__dataclass_fields__", ()):
+        return None
+    from embodied.cli.training import resumed_options
+
+    return resumed_options(options_type, name, argv)
 
 
 def _keywords_of(function: Callable[..., int]) -> Callable[..., dict[str, Any]]:
@@ -153,8 +170,11 @@ def _keywords_of(function: Callable[..., int]) -> Callable[..., dict[str, Any]]:
     return collect
 
 
-def _parse(target: Any, name: str, argv: list[str]) -> Any:
+def _parse(target: Any, name: str, argv: list[str], default: Any = None) -> Any:
     """What tyro makes of `argv`; None when it showed the help that was asked for.
+
+    Args:
+        default: what `argv` replaces; the defaults of `target` when None.
 
     Raises:
         ValueError: what is wrong with the arguments, in one line.
@@ -164,9 +184,12 @@ def _parse(target: Any, name: str, argv: list[str]) -> Any:
     said = io.StringIO()
     prog = f"embodied {name}"
     config = (tyro.conf.FlagCreatePairsOff,)
+    known = {} if default is None else {"default": default}
     try:
         with redirect_stderr(said):
-            return tyro.cli(target, prog=prog, args=argv, use_underscores=True, config=config)
+            return tyro.cli(
+                target, prog=prog, args=argv, use_underscores=True, config=config, **known
+            )
     except SystemExit as stop:
         if not stop.code:
             return None
@@ -179,3 +202,7 @@ def _plain(box: str) -> str:
     rows = [line.strip("│╭╮╰╯─ ") for line in text.splitlines()[1:]]
     words = " ".join(row for row in rows if row)
     return re.split(r"For full helptext|Argument helptext", words)[0].strip() or "bad options"
+
+
+if __name__ == "__main__":  # as `accelerate launch -m embodied.cli.main` starts it
+    sys.exit(main())

@@ -7,17 +7,18 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
-from multiprocessing import get_context
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
+from embodied import engines
 from embodied.agent.rollout import Decision, run_episode
+from embodied.engines import Engine
 from embodied.episodes import DatasetError, DatasetReader, DatasetWriter, merge
 from embodied.model.plan import grounded_nouns, thought_text
 from embodied.types import Episode, Observation, Plan, Vocabulary
@@ -43,9 +44,12 @@ class RecordOptions:
         noise: chance per step that a random push of the hand begins (recovery data).
         fault_fraction: share of the episodes in which something goes wrong, for verdicts.
         image_size: pixels of the square pictures.
+        cameras: names, comma-separated; the environment's own when not given.
         horizon: control steps an episode at most; the environment's own when not given.
         level: the kitchen's: 1, elements that are not asked for may be open; 2, those too.
         workers: processes; the machine's cores when 0.
+        engine: what starts them: this machine, or Ray where it is installed. Ray joins the cluster
+            that RAY_ADDRESS names, or starts on this machine.
         model, policy: a planner and a policy that act while the expert labels what it would have
             done (DAgger, arXiv 1011.0686); the expert itself acts when not given.
         beta: with a policy, the share of stretches of 20 steps in which the expert acts after all,
@@ -60,9 +64,11 @@ class RecordOptions:
     noise: float = 0.0
     fault_fraction: float = 0.0
     image_size: int = 224
+    cameras: str = ""
     horizon: int | None = None
     level: int = 0
     workers: int = 0
+    engine: Engine = "process"
     model: Path | None = None
     policy: Path | None = None
     beta: float = 0.0
@@ -183,8 +189,14 @@ def _make(env_id: str, options: RecordOptions) -> Any:
         # the kitchen's own rule counts a cabinet that is a fifth open; demonstrations go on
         in_kitchen = scenes.family(env_id) == scenes.KITCHEN
         more = {"rule": "strict", "level": options.level} if in_kitchen else {}
-        size, horizon = options.image_size, options.horizon
-        _env = scenes.make(env_id, image_size=size, horizon=horizon, **more)
+        names = tuple(name.strip() for name in options.cameras.split(",") if name.strip())
+        _env = scenes.make(
+            env_id,
+            image_size=options.image_size,
+            cameras=names or scenes.cameras(env_id),
+            horizon=options.horizon,
+            **more,
+        )
     return _env
 
 
@@ -228,41 +240,37 @@ def _open_writer(part: Path, env_id: str, options: RecordOptions) -> DatasetWrit
     )
 
 
-def _record_part(part: Path, jobs: list[tuple[str, int]], options: RecordOptions) -> Iterator[int]:
-    """Record what is missing of `jobs` into `part`, one episode at a time."""
-    if not jobs:
-        return
-    with _open_writer(part, jobs[0][0], options) as writer:
-        recorded = {(env_id, seed) for env_id, seed, _ in writer.recorded}
-        for env_id, seed in jobs:
-            if (env_id, seed) not in recorded:
-                writer.add(record_episode(env_id, seed, options))
-            yield 1
+Share = tuple[Path, list[tuple[str, int]]]  # where to, and the (environment id, seed) to record
 
 
-def _work(part: Path, jobs: list[tuple[str, int]], options: RecordOptions, counter: Any) -> int:
-    for _ in _record_part(part, jobs, options):
-        with counter.get_lock():
-            counter.value += 1
-    return len(jobs)
+class PartRecorder:
+    """Records shares of the episodes, each into a data set of its own."""
 
+    def __init__(self, options: RecordOptions) -> None:
+        self._options = options
 
-_counter: Any = None
+    def work(self, share: Share) -> Iterator[int]:
+        """Record what is missing of a share; 1 after each episode that is there."""
+        part, jobs = share
+        with _open_writer(part, jobs[0][0], self._options) as writer:
+            recorded = {(env_id, seed) for env_id, seed, _ in writer.recorded}
+            for env_id, seed in jobs:
+                if (env_id, seed) not in recorded:
+                    writer.add(record_episode(env_id, seed, self._options))
+                yield 1
 
-
-def _share(counter: Any) -> None:
-    global _counter
-    _counter = counter
-
-
-def _work_shared(part: Path, jobs: list[tuple[str, int]], options: RecordOptions) -> int:
-    return _work(part, jobs, options, _counter)
+    def close(self) -> None:
+        global _env
+        if _env is not None:
+            _env.close()
+            _env = None
 
 
 def record(options: RecordOptions) -> int:
     """Record, resume, or find that everything is there. Returns the exit status."""
     from sims import scenes, seeds
 
+    engines.check(options.engine)
     env_ids = scenes.resolve_env_ids(options.env)
     wanted = seeds.seeds(options.family, options.n_episodes, options.seed)
     jobs = [(env_id, seed) for env_id in env_ids for seed in wanted]
@@ -292,29 +300,10 @@ def record(options: RecordOptions) -> int:
 
 
 def _run_workers(parts: list[Path], jobs: list[tuple[str, int]], options: RecordOptions) -> None:
-    context = get_context("spawn")
-    counter = context.Value("i", 0)
-    shares = [jobs[k :: len(parts)] for k in range(len(parts))]
-    pool = ProcessPoolExecutor(
-        len(parts), mp_context=context, initializer=_share, initargs=(counter,)
-    )
-    with pool, tqdm(total=len(jobs), unit="episode", desc="record") as bar:
-        futures = [
-            pool.submit(_work_shared, part, share, options)
-            for part, share in zip(parts, shares, strict=True)
-        ]
-        while not all(future.done() for future in futures):
-            bar.update(counter.value - bar.n)
-            _wait(futures)
-        bar.update(counter.value - bar.n)
-        for future in as_completed(futures):
-            future.result()
-
-
-def _wait(futures: list[Any]) -> None:
-    from concurrent.futures import FIRST_EXCEPTION, wait
-
-    wait(futures, timeout=1.0, return_when=FIRST_EXCEPTION)
-    for future in futures:
-        if future.done():
-            future.result()  # raise at once what went wrong in a worker
+    """Which part an episode goes to is fixed, so that the data set has the same order again."""
+    shares = [(part, jobs[k :: len(parts)]) for k, part in enumerate(parts)]
+    shares = [share for share in shares if share[1]]
+    results = engines.run(options.engine, partial(PartRecorder, options), shares, len(shares))
+    with tqdm(total=len(jobs), unit="episode", desc="record") as bar, closing(results):
+        for finished in results:
+            bar.update(finished)

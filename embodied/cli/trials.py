@@ -1,16 +1,10 @@
-"""Many episodes of one evaluation, in this process or in several; one record each."""
+"""Many episodes of one evaluation; one record each."""
 
 from __future__ import annotations
 
-import atexit
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +12,6 @@ import numpy as np
 
 from embodied.agent.rollout import PICTURE_EVERY, Actor, Decision
 from embodied.cli.attempt import Attempt, Recorder, attempt, outcome_line
-from embodied.cli.common import quiet_libraries
 from embodied.cli.eval_info import Record
 from embodied.types import Observation, Plan, Vocabulary
 from sims import language, scenes
@@ -105,11 +98,13 @@ class Trials:
             "success_rule": env.success_rule,
             "horizon": env.horizon,
             "train_seeds": _train_seeds(actor, env.env_id),
+            "cameras": _looks_through(actor, env),
             "render_flags": env.render_flags,
         }
         if tried.outcome in ("crash", "sim_fault"):
             self._close_env()  # do not trust what such an episode leaves behind
-        return _record(env, job.seed, instruction, tried, video) | {"setup": setup}
+        record = _record(env, job.seed, instruction, tried, video) | {"setup": setup}
+        return record | {"oracle": True} if _is_oracle(actor, env.env_id) else record
 
     def _open(self, env_id: str) -> Any:
         if self._env is None or self._env.env_id != env_id:
@@ -120,9 +115,19 @@ class Trials:
                 horizon=s.horizon,
                 render=s.actor == "agent",  # no other looks at pictures
                 picture_every=PICTURE_EVERY,
+                **self._cameras(env_id),
                 **self._rule(env_id),
             )
         return self._env
+
+    def _cameras(self, env_id: str) -> dict[str, Any]:
+        """The environment's own cameras, and what more the policy looks through."""
+        if self._setting.actor != "agent":
+            return {}
+        motor = getattr(self._load_agent(), "motors", {}).get(scenes.family(env_id))
+        own = scenes.cameras(env_id)
+        more = () if motor is None else motor.policy.fed.cameras
+        return {"cameras": tuple(dict.fromkeys((*own, *more)))}
 
     def _rule(self, env_id: str) -> dict[str, Any]:
         rule = self._setting.rule
@@ -137,13 +142,27 @@ class Trials:
             case "random":
                 return RandomActor(env, seed)
             case "agent":
-                if self._agent is None:
-                    from embodied.cli.assemble import load_agent
-
-                    s = self._setting
-                    self._agent = load_agent(s.model, s.policy, ablate=s.ablate)
+                self._load_agent()
                 self._agent.route(language.canonical(env.tasks), scenes.scene_of(env.env_id))
+                self._tell_oracles(env)
                 return self._agent
+
+    def _load_agent(self) -> Any:
+        if self._agent is None:
+            from embodied.cli.assemble import load_agent
+
+            s = self._setting
+            self._agent = load_agent(s.model, s.policy, ablate=s.ablate)
+        return self._agent
+
+    def _tell_oracles(self, env: Any) -> None:
+        """Let a policy that is a ceiling look at the truth of `env`."""
+        from embodied.cli.oracle import OraclePolicy, true_places
+
+        for motor in getattr(self._agent, "motors", {}).values():
+            if isinstance(motor.policy, OraclePolicy):
+                cameras = motor.policy.fed.cameras or env.cameras
+                motor.policy.truth = partial(true_places, env, cameras)
 
     def _instruction(self, env: Any, seed: int) -> str:
         tasks = env.tasks_of(seed)
@@ -164,6 +183,10 @@ class Trials:
         if self._env is not None:
             self._env.close()
             self._env = None
+
+    def work(self, job: Job) -> Iterator[Record]:
+        """The same, as the engines want it."""
+        yield self(job)
 
     def close(self) -> None:
         self._close_env()
@@ -218,60 +241,23 @@ def _record(env: Any, seed: int, instruction: str, tried: Attempt, video: Path |
     }
 
 
-_trials: Trials | None = None  # a worker process's own
+def _is_oracle(actor: Any, env_id: str) -> bool:
+    """Whether what moves this robot was told where things are: a ceiling."""
+    motor = getattr(actor, "motors", {}).get(scenes.family(env_id))
+    return motor is not None and motor.policy.fed.features == "oracle"
 
 
-def _start(setting: Setting) -> None:
-    global _trials
-    quiet_libraries()
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
-    _trials = Trials(setting)
+def _looks_through(actor: Any, env: Any) -> list[str] | None:
+    """The cameras whose pictures the policy is fed; None for actors without one."""
+    motor = getattr(actor, "motors", {}).get(scenes.family(env.env_id))
+    if motor is None:
+        return None
+    from embodied.model.planner import cameras_of
 
-
-def _work(job: Job) -> Record:
-    assert _trials is not None
-    record = _trials(job)
-    atexit.unregister(_trials.close)  # last in, first out: contexts are freed before GL itself
-    atexit.register(_trials.close)
-    return record
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started within never see Ctrl-C, which is their parent's to handle."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
-
-
-def in_processes(jobs: list[Job], setting: Setting, n_workers: int) -> Iterator[Record]:
-    """The records of `jobs` as they are finished by `n_workers` processes of one thread each.
-
-    Raises:
-        ChildProcessError: a process died.
-    """
-    others = set(active_children())
-    pool = ProcessPoolExecutor(
-        n_workers, mp_context=get_context("spawn"), initializer=_start, initargs=(setting,)
-    )
-    try:
-        with _deaf_to_interrupts():
-            futures = [pool.submit(_work, job) for job in jobs]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool:
-        raise ChildProcessError(
-            "a worker process died, perhaps for want of memory: run the same command again, with "
-            "fewer --workers; finished episodes are kept"
-        ) from None
-    except BaseException:
-        for child in set(active_children()) - others:
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    fed = motor.policy.fed
+    if fed.features in ("blind", "state", "oracle"):
+        return []
+    return list(cameras_of(fed.cameras or actor.planner.config.cameras, env.cameras))
 
 
 def _train_seeds(actor: Any, env_id: str) -> list[int] | None:

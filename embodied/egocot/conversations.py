@@ -67,7 +67,7 @@ def vary(rng: np.random.Generator, sentence: str) -> str:
     return sentence
 
 
-Kind = Literal["task", "plan", "verdict"]
+Kind = Literal["task", "plan", "verdict", "answer"]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from embodied.model.plan import GRIPPER
-from embodied.types import Subgoal
+from embodied.model.plan import GRIPPER, REASONS
+from embodied.types import Status, Subgoal
+
+UNDONE = REASONS["failed"][4]
 
 _WITH_TWO = {  # verb → what is done with its first noun to its second
     "drop": "drop the {0} into the {1}",
@@ -43,6 +45,14 @@ def narrated(subgoal: Subgoal, achieved: bool) -> str:
         return f"The robot tries to {in_words(subgoal)}."
     verb, space, rest = in_words(subgoal).partition(" ")
     return f"The robot {_third_person(verb)}{space}{rest}."
+
+
+def told(subgoal: Subgoal, status: Status, reason: str) -> str:
+    """The same with a verdict: `The robot tries to pull the handle, but nothing moves.`"""
+    if reason == UNDONE:
+        return f"What the robot did has come undone: {in_words(subgoal)}."
+    said = narrated(subgoal, status == "done")
+    return f"{said[:-1]}, but {reason}." if status == "failed" else said
 
 
 def _third_person(verb: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from embodied.episodes.files import DatasetError, read_json
 
-VERSION = "v3.0"
+VERSION, OLD = "v3.0", "v2.1"  # what is written; what is read as well
 FILES_PER_FOLDER = 1000
 DATA_MB, VIDEO_MB = 20, 50  # about the size of one file; small ones open quickly
 
@@ -104,19 +104,29 @@ def _feature(dtype: str, names: Sequence[str] | None = None) -> Feature:
 
 
 def read_info(root: Path) -> Info:
-    """The file of the data set at `root`. DatasetError if there is none, or of another version."""
+    """The file of the data set at `root`, v3 or v2.1. DatasetError if there is none, or older."""
     path = root / "meta/info.json"
     if not path.is_file():
         raise DatasetError(
             f"no data set at '{root}' ('{path}' is missing): give the folder of a LeRobotDataset"
         )
     info = cast(Info, read_json(path))
-    if not str(info.get("codebase_version")).startswith("v3."):
+    if not is_v21(info) and not str(info.get("codebase_version")).startswith("v3."):
         raise DatasetError(
-            f"'{root}' is a LeRobotDataset {info.get('codebase_version')}, {VERSION} is needed: "
-            f"convert it with lerobot's convert_dataset_v21_to_v30"
+            f"'{root}' is a LeRobotDataset {info.get('codebase_version')}, {VERSION} or {OLD} is "
+            f"needed: convert it with lerobot's tools"
+        )
+    if is_v21(info) and info.get("chunks_size") != FILES_PER_FOLDER:
+        raise DatasetError(
+            f"'{root}' has {info.get('chunks_size')} episodes a folder, {FILES_PER_FOLDER} are "
+            f"expected: convert it with lerobot's convert_dataset_v21_to_v30"
         )
     return info
+
+
+def is_v21(info: Info) -> bool:
+    """Whether each episode has files of its own, and a line in meta/episodes.jsonl."""
+    return info.get("codebase_version") == OLD
 
 
 def cameras_of(info: Info) -> dict[str, tuple[int, int]]:

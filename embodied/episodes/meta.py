@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embodied.episodes.files import DatasetError, dumps, open_parquet, write_json
-from embodied.episodes.info import Info, features_with_stats
-from embodied.episodes.places import Row, assign, next_number, path_of
+from embodied.episodes.info import Info, cameras_of, features_with_stats, is_v21
+from embodied.episodes.places import Row, assign, next_number, path_of, video_kind
 from embodied.episodes.rows import episode_schema
 from embodied.episodes.stats import total_stats
 from embodied.video import replacing
@@ -23,7 +24,9 @@ def read_rows(root: Path, info: Info, stats: bool = True) -> list[Row]:
         DatasetError: if there are fewer or more than `info` promises.
     """
     rows: list[Row] = []
-    if info["total_episodes"]:
+    if is_v21(info):
+        rows = _rows_v21(root, info)
+    elif info["total_episodes"]:
         for path in sorted((root / "meta/episodes").glob("*/*.parquet")):
             with open_parquet(path) as file:
                 names = [n for n in file.schema_arrow.names if stats or not n.startswith("stats/")]
@@ -34,6 +37,35 @@ def read_rows(root: Path, info: Info, stats: bool = True) -> list[Row]:
             f"'{root}/meta/episodes' has {len(rows)} episodes, meta/info.json promises "
             f"{info['total_episodes']}: copy the data set again"
         )
+    return rows
+
+
+def _rows_v21(root: Path, info: Info) -> list[Row]:
+    """meta/episodes.jsonl as v3.0 would have it: the n-th file of each kind is the n-th episode's.
+
+    Raises:
+        DatasetError: if it is missing, or a line is no episode.
+    """
+    path = root / "meta/episodes.jsonl"
+    rows: list[Row] = []
+    start = 0
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            told = json.loads(line)
+            number, length = int(told["episode_index"]), int(told["length"])
+            row: Row = {"episode_index": number, "tasks": list(told["tasks"]), "length": length}
+            row |= {"dataset_from_index": start, "dataset_to_index": start + length}
+            assign(row, "data", number)
+            for camera in cameras_of(info):
+                kind = video_kind(camera)
+                assign(row, kind, number)
+                row |= {f"{kind}/from_timestamp": 0.0}
+                row |= {f"{kind}/to_timestamp": length / info["fps"]}
+            rows.append(row)
+            start += length
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"cannot read '{path}' ({reason}): copy the data set again") from error
     return rows
 
 

@@ -2,6 +2,7 @@
 
 Files are numbered within their kind: "data", "meta/episodes" or, of each camera, `video_kind`.
 LeRobot stores a number in two columns of an episode's row, the folder's and the file's within it.
+Up to v2.1 each episode had files of its own, with its number.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def path_of(info: Info, kind: str, number: int) -> str:
         return f"{kind}/chunk-{chunk:03d}/file-{file:03d}.parquet"
     pattern = info["data_path"] if kind == "data" else info["video_path"]
     key = kind.removeprefix("videos/")
-    return cast(str, pattern.format(video_key=key, chunk_index=chunk, file_index=file))
+    old = {"episode_chunk": chunk, "episode_index": number}  # the names that v2.1 has for both
+    return cast(str, pattern.format(video_key=key, chunk_index=chunk, file_index=file, **old))
 
 
 def number_of(row: Row, kind: str) -> int:

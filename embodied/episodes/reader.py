@@ -30,8 +30,8 @@ from embodied.video import read_mp4
 class DatasetReader:
     """Reads a data set. Opening it checks it; pictures are decoded only when asked for.
 
-    Data sets that other software recorded are read too, if their pictures are videos: they come
-    without plans, and without `next.success` each episode counts as a success.
+    Data sets that other software recorded are read too, in v3.0 or v2.1, if their pictures are
+    videos: they come without plans, and without `next.success` each episode counts as a success.
 
     Args:
         root: the data set's folder.

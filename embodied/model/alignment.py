@@ -8,6 +8,7 @@ model speaks for both, from the same embodied tokens.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from embodied.egocot.dataset import N_PLACES, AlignmentBatch, FormerBatch
 from embodied.model.features import global_feature
 from embodied.model.former import EmbodiedFormer, TextState
+from embodied.sharing import Fractions
 from embodied.types import STATUSES
 
 EmbedTexts = Callable[[list[str]], tuple[Tensor, Tensor]]
@@ -36,8 +38,9 @@ class LossWeights:
 def text_states(former: EmbodiedFormer, embed_texts: EmbedTexts, texts: list[str]) -> TextState:
     """The texts' states (B, …) in the former; each different text is encoded once."""
     unique = list(dict.fromkeys(texts))
-    state = former.encode_text(*embed_texts(unique))
-    rows = torch.tensor([unique.index(text) for text in texts])
+    device = former.queries.device
+    state = former.encode_text(*(part.to(device) for part in embed_texts(unique)))
+    rows = torch.tensor([unique.index(text) for text in texts], device=device)
     take = lambda parts: tuple(part[rows] for part in parts)  # noqa: E731
     return TextState(take(state.keys), take(state.values), state.mask[rows])
 
@@ -78,7 +81,7 @@ class Alignment(nn.Module):
 
     def embody(self, batch: FormerBatch) -> Tensor:
         """Embodied tokens (B, Q, D) of one use's batch."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(batch.vision.device.type, torch.bfloat16):
             queries = self.former(
                 batch.vision, text_states(self.former, self._embed_texts, batch.texts)
             )
@@ -93,24 +96,46 @@ class Alignment(nn.Module):
         """Embodied tokens → (B, statuses) logits."""
         return self.verdict_head(self.verdict_squeeze(queries).flatten(1))
 
-    def loss(self, batch: AlignmentBatch) -> tuple[Tensor, dict[str, float]]:
-        """The weighted sum over the uses that the batch has, and its parts."""
+    def counts(self, batch: AlignmentBatch) -> dict[str, float]:
+        """Over how many things each part of the loss is a mean."""
+        uses = [b for b in (batch.control, batch.plan, batch.judge) if b is not None]
+        counts = {"place": sum(float(torch.isfinite(b.places).sum()) for b in uses)}
+        if batch.control is not None:
+            assert batch.control.valid is not None
+            counts["action"] = float(batch.control.valid.sum())
+            counts["done"] = len(batch.control.texts)
+        if batch.judge is not None:
+            counts["verdict"] = len(batch.judge.texts)
+        return counts
+
+    def loss(
+        self, batch: AlignmentBatch, fractions: Fractions | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The weighted sum over the uses that the batch has, and its parts.
+
+        Args:
+            fractions: each part's, when the batch is a share, see `embodied.sharing`.
+        """
+        of = defaultdict(lambda: 1.0, fractions or {})
         uses = (batch.control, batch.plan, batch.judge)
         looked = [(self.embody(b), b) for b in uses if b is not None]
         guesses = torch.cat([self.places(queries) for queries, _ in looked])
-        place = place_loss(guesses, torch.cat([b.places for _, b in looked]))
+        place = of["place"] * place_loss(guesses, torch.cat([b.places for _, b in looked]))
         w = self.weights
         total = w.places * place
         figures = {"place": place}
         if batch.control is not None:
             action, done = self._control_loss(looked[0][0], batch.control)
+            action, done = of["action"] * action, of["done"] * done
             total = total + action + w.done * done
             figures |= {"action": action, "done": done}
         if batch.judge is not None:
             assert batch.judge.verdict is not None
             logits = self.verdicts(looked[-1][0])
-            total = total + w.verdict * F.cross_entropy(logits, batch.judge.verdict)
-            figures["verdict_acc"] = logits.argmax(1).eq(batch.judge.verdict).float().mean()
+            verdict = of["verdict"] * F.cross_entropy(logits, batch.judge.verdict)
+            total = total + w.verdict * verdict
+            right = logits.argmax(1).eq(batch.judge.verdict).float().mean()
+            figures["verdict_acc"] = of["verdict"] * right
         return total, {name: float(value.detach()) for name, value in figures.items()}
 
     def _control_loss(self, queries: Tensor, batch: FormerBatch) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from llguidance.hf import from_tokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from torch import Tensor
 
-from embodied.model.llm import splice, word_embeddings
+from embodied.model.llm import prompt_ids, splice, word_embeddings
 
 
 class DecodingError(RuntimeError):
@@ -56,7 +56,7 @@ class GrammarDecoder:
 
     def _start(self, visual: Tensor | None, prompt: str) -> tuple[Tensor, Any]:
         """Read the prompt. Returns the last place's logits (V,) and the cache."""
-        ids = self._tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+        ids = torch.tensor(prompt_ids(self._tokenizer, [prompt]))
         words = word_embeddings(self._model, ids).to(self._model.dtype)
         inputs = splice(visual, words)
         out = self._model(inputs_embeds=inputs, use_cache=True, logits_to_keep=1)
@@ -107,6 +107,28 @@ class GrammarDecoder:
                 return Decoded(self._text(tokens), mean_logprob)
         raise DecodingError(f"no end within {max_tokens} tokens: {self._text(tokens)!r}")
 
+    @torch.no_grad()
+    def speak(self, visual: Tensor | None, prompt: str, max_tokens: int = 64) -> str:
+        """The model's greedy answer in its own words, up to its own end token.
+
+        Args:
+            visual: (1, Q, W) tokens before the words, or None.
+            prompt: the whole prompt in chat form.
+            max_tokens: after so many the answer is cut.
+
+        Raises:
+            DecodingError: NaN or infinite logits.
+        """
+        tokens: list[int] = []
+        logits, cache = self._start(visual, prompt)
+        while len(tokens) < max_tokens:
+            best = int(logits.argmax())
+            if best == self._tokenizer.eos_token_id:
+                break
+            tokens.append(best)
+            logits, cache = self._feed([best], cache)
+        return self._text(tokens).strip()
+
     def _text(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)
 
@@ -136,7 +158,7 @@ class GrammarDecoder:
             closed: whether an option is the whole answer, ended by the end-of-turn token, or only
                 its beginning; all are whole when not given.
         """
-        head = self._tokenizer(prompt, add_special_tokens=False).input_ids
+        (head,) = prompt_ids(self._tokenizer, [prompt])
         tails = self._tokenizer(list(options), add_special_tokens=False).input_ids
         end = self._tokenizer.eos_token_id
         whole = closed or [True] * len(tails)

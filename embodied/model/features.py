@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +21,12 @@ from tqdm import tqdm
 
 from embodied.config import ModelConfig
 from embodied.episodes import DatasetReader
+from embodied.model.augment import Augmenter
 from embodied.model.former import EmbodiedFormer, TextState
 from embodied.model.planner import Planner, cameras_of
+from embodied.random_weights import is_random
+from embodied.types import Features
+from embodied.weights import WHEELS
 
 IMAGE_EVERY = 2
 """Control steps between cached pictures; also a clip's frame stride."""
@@ -28,6 +34,8 @@ IMAGE_EVERY = 2
 TUBELET_EVERY = 2 * IMAGE_EVERY
 N_TUBELETS = 4
 _BATCH = 16
+_USUAL_SIZE = (224, 224)
+"""Height and width of recorded pictures which, like everything usual, the keys do not mention."""
 
 
 def global_feature(vision: Tensor) -> Tensor:
@@ -40,6 +48,17 @@ def control_features(
 ) -> tuple[Tensor, Tensor]:
     """Vision tokens (B, cameras, 1, N, W) and words → z_instance (B, Q, D), z_global (B, C)."""
     return former(vision.float(), text), global_feature(vision)
+
+
+def policy_features(
+    features: Features, former: EmbodiedFormer, vision: Tensor, text: TextState
+) -> tuple[Tensor, Tensor]:
+    """`control_features`, or what a baseline leaves of them: zeros in place of the rest."""
+    if features in ("former", "blind"):
+        return control_features(former, vision, text)
+    z_global = global_feature(vision)
+    nothing = z_global.new_zeros(len(vision), former.config.n_queries, former.config.width)
+    return nothing, z_global * (features in ("r3m", "global"))
 
 
 @dataclass(frozen=True)
@@ -74,19 +93,33 @@ class FeatureCache:
     """Frozen vision tokens of a data set's pictures and tubelets, float16, memory-mapped.
 
     Args:
-        folder: made by `build`.
+        folder: made by `build` or `build_part`.
+        cameras: which of its cameras to show, in this order; all when None.
 
     Attributes:
         images: (pictures, cameras, N, W).
-        tubelets: (tubelets, cameras, N, W).
-        spans: one an episode.
+        tubelets: (tubelets, cameras, N, W); None for altered pictures.
+        shifts: (pictures, cameras, 2), how far altered pictures were moved to the right and down,
+            as a part of their size; None where nothing was altered.
+        spans: episode number → where it lies.
     """
 
-    def __init__(self, folder: Path) -> None:
+    images: Any
+    tubelets: Any
+    spans: Sequence[EpisodeSpan] | Mapping[int, EpisodeSpan]
+
+    def __init__(self, folder: Path, cameras: Sequence[int] | None = None) -> None:
         self.images = np.load(folder / "images.npy", mmap_mode="r")
-        self.tubelets = np.load(folder / "tubelets.npy", mmap_mode="r")
-        lengths = json.loads((folder / "done.json").read_text())["lengths"]
-        self.spans = _spans(lengths)
+        altered = (folder / "shifts.npy").is_file()
+        self.shifts = np.load(folder / "shifts.npy") if altered else None
+        self.tubelets = None if altered else np.load(folder / "tubelets.npy", mmap_mode="r")
+        if cameras is not None and list(cameras) != list(range(self.images.shape[1])):
+            self.images = _OfCameras(self.images, cameras)
+            self.tubelets = _OfCameras(self.tubelets, cameras)
+        done = json.loads((folder / "done.json").read_text())
+        spans = _spans(done["lengths"])
+        numbers = done.get("episodes")
+        self.spans = spans if numbers is None else dict(zip(numbers, spans, strict=True))
 
     @classmethod
     def build(cls, planner: Planner, reader: DatasetReader, root: Path) -> FeatureCache:
@@ -95,19 +128,119 @@ class FeatureCache:
         It is keyed by the data set and by everything that changes the tokens.
         """
         lengths = [episode.length for episode in reader.episodes]
-        folder = root / _key(planner.config, reader)
+        folder = root / _key(planner.config, reader, weights=_fingerprint(planner))
         if not (folder / "done.json").is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            _fill(planner, reader, folder, lengths)
+            cameras = cameras_of(planner.config.cameras, tuple(reader.cameras))
+            _fill(planner, reader, folder, cameras, range(len(lengths)))
             (folder / "done.json").write_text(json.dumps({"lengths": lengths}))
         return cls(folder)
 
+    @classmethod
+    def build_part(
+        cls,
+        planner: Planner,
+        reader: DatasetReader,
+        root: Path,
+        cameras: Sequence[str],
+        episodes: Sequence[int],
+        variant: int = 0,
+    ) -> FeatureCache:
+        """The cache of some episodes, as some cameras see them; that of `build` where there is one.
 
-def _key(config: ModelConfig, reader: DatasetReader) -> str:
-    cameras = cameras_of(config.cameras, tuple(reader.cameras))
-    parts = [config.vision, config.image_size, config.vision_layers, cameras, config.dtype]
+        Args:
+            cameras: of the data set.
+            episodes: their numbers.
+            variant: 0 for the pictures as they are; from 1 on, altered at random by that number.
+        """
+        usual = usual_cameras(planner.config, reader)
+        if not variant and tuple(cameras) == usual and len(episodes) == len(reader.episodes):
+            return cls.build(planner, reader, root)
+        weights = _fingerprint(planner)
+        if not variant and set(cameras) <= set(usual):
+            whole = root / _key(planner.config, reader, weights=weights)
+            if (whole / "done.json").is_file():
+                return cls(whole, [usual.index(camera) for camera in cameras])
+        part = [list(episodes), *([f"altered {variant}"] if variant else [])]
+        key = _key(planner.config, reader, cameras=cameras, weights=weights, part=part)
+        folder = root / key
+        if not (folder / "done.json").is_file():
+            _fill(planner, reader, folder, cameras, episodes, variant)
+            lengths = [reader.episodes[i].length for i in episodes]
+            done = {"lengths": lengths, "episodes": list(episodes)}
+            (folder / "done.json").write_text(json.dumps(done))
+        return cls(folder)
+
+
+class _OfCameras:
+    """Rows (cameras, N, W) of a cache, with some of its cameras."""
+
+    def __init__(self, rows: np.ndarray, cameras: Sequence[int]) -> None:
+        self._rows, self._cameras = rows, list(cameras)
+
+    def __getitem__(self, row: int | slice) -> np.ndarray:
+        return self._rows[row][..., self._cameras, :, :]
+
+
+def usual_cameras(config: ModelConfig, reader: DatasetReader) -> tuple[str, ...]:
+    """The cameras that `build` takes; none where the data set does not have them."""
+    there = tuple(reader.cameras)
+    enough = set(config.cameras) <= set(there) or len(config.cameras) == len(there)
+    return cameras_of(config.cameras, there) if enough else ()
+
+
+def _key(
+    config: ModelConfig,
+    reader: DatasetReader,
+    *,
+    cameras: Sequence[str] | None = None,
+    weights: str = "",
+    part: Sequence[Any] = (),
+) -> str:
+    """Names a cache by its data set and all that changes its tokens.
+
+    What is as usual is left out, so that caches keep their names when there is more to tell apart.
+    """
+    if cameras is None:
+        cameras = cameras_of(config.cameras, tuple(reader.cameras))
+    parts: list[Any] = [config.vision, config.image_size, config.vision_layers]
+    parts += [list(cameras), config.dtype]
     parts += [(e.env_id, e.seed, e.tag, e.length) for e in reader.episodes]
+    parts += [text for text in (weights, *_unusual(reader, cameras), *part) if text]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _unusual(reader: DatasetReader, cameras: Sequence[str]) -> list[Any]:
+    """What pictures depend on besides the episodes: their size, how they were drawn, by whom."""
+    told: list[Any] = []
+    sizes = [list(reader.cameras[camera]) for camera in cameras]
+    if any(size != list(_USUAL_SIZE) for size in sizes):
+        told.append({"sizes": sizes})
+    extra = reader.info.get("embodied", {}).get("extra", {})
+    if (quality := extra.get("render_flags", {}).get("quality", "fast")) != "fast":
+        told.append({"quality": quality})
+    if not all(episode.env_id for episode in reader.episodes):  # recorded by other software
+        files = sorted(path for path in (reader.root / "meta").glob("*.json*") if path.is_file())
+        told.append({"meta": [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]})
+    return told
+
+
+def vision_parts(planner: Planner) -> list[Any]:
+    """Everything of a planner that its vision tokens depend on."""
+    config = planner.config
+    size = [config.image_size, config.vision_layers]
+    return [config.vision, *size, config.dtype, _fingerprint(planner)]
+
+
+def _fingerprint(planner: Planner) -> str:
+    """Of the vision weights, unless their name stands for them."""
+    name = planner.config.vision
+    if name in WHEELS or is_random(name):
+        return ""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(planner.vision.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _spans(lengths: list[int]) -> list[EpisodeSpan]:
@@ -119,28 +252,43 @@ def _spans(lengths: list[int]) -> list[EpisodeSpan]:
     return spans
 
 
-def _fill(planner: Planner, reader: DatasetReader, folder: Path, lengths: list[int]) -> None:
+def _fill(
+    planner: Planner,
+    reader: DatasetReader,
+    folder: Path,
+    cameras: Sequence[str],
+    episodes: Sequence[int],
+    variant: int = 0,
+) -> None:
+    """Compute a cache; of altered pictures without tubelets, which are for plans and verdicts."""
+    folder.mkdir(parents=True, exist_ok=True)
     config = planner.config
-    cameras = cameras_of(config.cameras, tuple(reader.cameras))
-    shape = (len(config.cameras), config.former.n_patches, config.former.vision_width)
+    lengths = [reader.episodes[i].length for i in episodes]
+    shape = (len(cameras), config.former.n_patches, config.former.vision_width)
     n_pictures, n_tubes = sum(map(n_images, lengths)), sum(map(n_tubelets, lengths))
-    images = np.lib.format.open_memmap(
-        folder / "images.npy", "w+", np.float16, (n_pictures, *shape)
-    )
-    tubelets = np.lib.format.open_memmap(
-        folder / "tubelets.npy", "w+", np.float16, (n_tubes, *shape)
-    )
-    for i, span in enumerate(tqdm(_spans(lengths), desc="vision features", unit="episode")):
+    create = np.lib.format.open_memmap
+    images = create(folder / "images.npy", "w+", np.float16, (n_pictures, *shape))
+    tubelets, shifts = None, np.zeros((n_pictures, len(cameras), 2), np.float32)
+    if not variant:
+        tubelets = create(folder / "tubelets.npy", "w+", np.float16, (n_tubes, *shape))
+    augmenter = Augmenter(variant)
+    spans = list(zip(episodes, _spans(lengths), strict=True))
+    for i, span in tqdm(spans, desc="vision features", unit="episode"):
         steps = np.arange(0, span.length, IMAGE_EVERY)
+        rows = slice(span.first_image, span.first_image + len(steps))
         frames = np.stack([reader.frames(i, c, steps) for c in cameras], 1)
         # (pictures, cameras, H, W, 3)
-        images[span.first_image : span.first_image + len(steps)] = _tokens(
-            planner, frames[:, :, None]
-        )
-        pairs = _pairs(frames, n_tubelets(span.length))
-        tubelets[span.first_tubelet : span.first_tubelet + len(pairs)] = _tokens(planner, pairs)
+        if variant:
+            frames, shifts[rows] = augmenter(frames)
+        images[rows] = _tokens(planner, frames[:, :, None])
+        if tubelets is not None:
+            pairs = _pairs(frames, n_tubelets(span.length))
+            tubelets[span.first_tubelet : span.first_tubelet + len(pairs)] = _tokens(planner, pairs)
     images.flush()
-    tubelets.flush()
+    if tubelets is not None:
+        tubelets.flush()
+    else:
+        np.save(folder / "shifts.npy", shifts)
 
 
 def _pairs(frames: np.ndarray, n: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from embodied import checkpoint, weights
 from embodied.config import ModelConfig, from_dict, to_dict
 from embodied.model import llm as llm_parts
 from embodied.model import routing
+from embodied.model.adapter_files import adapter_files, read_adapters
 from embodied.model.decoding import GrammarDecoder
 from embodied.model.former import EmbodiedFormer, TextState
 from embodied.model.plan import (
@@ -44,12 +45,17 @@ TASKS = "Tasks: {tasks}\n"
 EXPERIENCE = "Experience: {experience}\n"
 JUDGE_PROMPT = "Sub-goal: {subgoal}\n{motion}Watch the clip. Is it done?"
 MOTION = "The robot {motion}.\n"
+QUESTION_PROMPT = "Question: {question}\nWatch the clip and answer."
 
 PLAN_TEXT = "plan: {0}"
 FIND_TEXT = "find: {0}; "
 CONTROL_TEXT = "do: {0}"
 JUDGE_TEXT = "check: {0}"
-"""What the Embodied-former is told, in its three uses."""
+QUESTION_TEXT = "answer: {0}"
+"""What the Embodied-former is told, in its four uses."""
+
+ADAPTER = "adapter."
+"""What the names of the language model's trained tensors begin with."""
 
 
 class Planner(nn.Module):
@@ -96,26 +102,34 @@ class Planner(nn.Module):
         return cls(config, vision, language, tokenizer)
 
     @classmethod
-    def load(cls, folder: Path, adapter: Path | None = None) -> Planner:
+    def load(
+        cls,
+        folder: Path,
+        adapter_from: Path | None = None,
+        quantize: llm_parts.QuantizeKind | None = None,
+    ) -> Planner:
         """A planner that `save` wrote.
 
         Args:
             folder: of the planner.
-            adapter: another planner of the same language model, whose adapter is taken instead.
+            adapter_from: another planner of the same language model, whose adapter is taken
+                instead.
+            quantize: how the frozen language model is stored; as it was when not given.
 
         Raises:
             CheckpointError: a folder is damaged, or the two do not fit together.
         """
-        tensors, config = _read(folder)
-        if adapter is not None:
-            theirs, other = _read(adapter)
+        tensors, config = read_planner(folder)
+        config = replace(config, quantize=quantize or config.quantize)
+        if adapter_from is not None:
+            theirs, other = read_planner(adapter_from)
             if other.llm != config.llm:
                 raise checkpoint.CheckpointError(
-                    f"{adapter} adapts {other.llm}, but {folder} speaks by {config.llm}"
+                    f"{adapter_from} adapts {other.llm}, but {folder} speaks by {config.llm}"
                 )
             config = replace(config, adapter=other.adapter)
-            mine = {k: v for k, v in tensors.items() if not k.startswith("adapter.")}
-            tensors = mine | {k: v for k, v in theirs.items() if k.startswith("adapter.")}
+            mine = {k: v for k, v in tensors.items() if not k.startswith(ADAPTER)}
+            tensors = mine | {k: v for k, v in theirs.items() if k.startswith(ADAPTER)}
         planner = cls.build(config)
         planner.load_trained(tensors)
         return planner.eval()
@@ -130,7 +144,7 @@ class Planner(nn.Module):
         adapter = llm_parts.adapter_tensors(self.llm)
         parts = {"former": self.former.state_dict(), "mapping": self.mapping.state_dict()}
         tensors = {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
-        return tensors | {f"adapter.{k}": v for k, v in adapter.items()}
+        return tensors | {ADAPTER + k: v for k, v in adapter.items()}
 
     def load_trained(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `trained_tensors` gave.
@@ -154,9 +168,18 @@ class Planner(nn.Module):
         llm_parts.load_adapter_tensors(self.llm, part("adapter"))
 
     def save(self, folder: Path, **notes: Any) -> None:
-        """Write config and trained weights; `notes` go into config.json."""
-        tensors = {k: v.to(torch.bfloat16) for k, v in self.trained_tensors().items()}
-        checkpoint.save(folder, tensors, {"model": to_dict(self.config), **notes})
+        """Write config and trained weights, adapters in peft's own format beside the others.
+
+        `notes` go into config.json.
+        """
+        base = weights.hub_name(self.config.llm)
+        adapters = adapter_files(self.llm, base, torch.bfloat16)
+        tensors = {
+            k: v.to(torch.bfloat16)
+            for k, v in self.trained_tensors().items()
+            if not (adapters and k.startswith(ADAPTER))
+        }
+        checkpoint.save(folder, tensors, {"model": to_dict(self.config), **notes}, adapters)
 
     # ----------------------------------------------------------------------------- the path
 
@@ -295,12 +318,26 @@ class Planner(nn.Module):
         chances = self.decoder.score(visual, prompt, texts).softmax(0).tolist()
         return likeliest_verdict(dict(zip(texts, chances, strict=True)))
 
+    def answer(self, clip: np.ndarray, question: str) -> str:
+        """A free answer in a few words, from the clip uint8 (cameras, T, H, W, 3).
 
-def _read(folder: Path) -> tuple[dict[str, Tensor], ModelConfig]:
+        One camera is enough: a clip may come from anywhere.
+        """
+        return self.answer_tokens(self.see(clip[None]), question)
+
+    @torch.no_grad()
+    def answer_tokens(self, vision: Tensor, question: str) -> str:
+        """The same from the clip's vision tokens (1, cameras, T', N, W)."""
+        visual = self.visual_tokens(vision, QUESTION_TEXT.format(question))
+        return self.decoder.speak(visual, question_prompt(question))
+
+
+def read_planner(folder: Path) -> tuple[dict[str, Tensor], ModelConfig]:
     """A planner's trained tensors and its config. Raises CheckpointError."""
     tensors, values = checkpoint.load(folder)
     if "model" not in values:
         raise checkpoint.CheckpointError(f"{folder} holds no planner; give another folder")
+    tensors |= {ADAPTER + name: tensor for name, tensor in read_adapters(folder).items()}
     return tensors, from_dict(values["model"])
 
 
@@ -324,9 +361,14 @@ def judge_prompt(subgoal: Subgoal, motion: str = "") -> str:
     return llm_parts.chat(JUDGE_PROMPT.format(subgoal=subgoal.text, motion=told))
 
 
+def question_prompt(question: str) -> str:
+    """What the language model is asked for an answer, in chat form."""
+    return llm_parts.chat(QUESTION_PROMPT.format(question=question))
+
+
 def shrink(pixels: Tensor, size: int) -> Tensor:
     """(B, 3, H, W) → (B, 3, size, size), averaging over the pixels that fall together."""
-    if pixels.shape[-1] == size:
+    if pixels.shape[-2:] == (size, size):
         return pixels
     return F.interpolate(pixels, size=(size, size), mode="area")
 

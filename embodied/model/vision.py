@@ -44,6 +44,7 @@ def _keep_layers(tower: Any, n_layers: int | None) -> None:
     """Drop the blocks after the `n_layers`-th: middle layers keep finer positions, cost less."""
     if n_layers is None:
         return
+    tower = getattr(tower, "trunk", tower)
     holder, name = (tower, "blocks") if hasattr(tower, "blocks") else (None, "")
     if holder is None and hasattr(tower, "transformer"):
         holder, name = tower.transformer, "resblocks"

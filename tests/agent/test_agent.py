@@ -17,7 +17,7 @@ from embodied.model.former import EmbodiedFormer, TextState
 from embodied.model.plan import REASONS
 from embodied.model.planner import CONTROL_TEXT
 from embodied.model.routing import Route
-from embodied.types import Observation, Plan, Status, Subgoal, Verdict, Vocabulary
+from embodied.types import Fed, Observation, Plan, Status, Subgoal, Verdict, Vocabulary
 
 CONFIG = preset("tiny")
 REACH, PULL = Subgoal("reach", ("drawer handle",)), Subgoal("pull", ("drawer handle",))
@@ -82,12 +82,16 @@ class FakePolicy:
     """Says where it is in its own count of actions; claims what it is told to."""
 
     horizon = 8
+    fed = Fed()
+    ensemble = None
 
     def __init__(self, done: float = SILENT, bad: float | None = None) -> None:
         self.done, self.bad = done, bad
         self.instances: list[Tensor] = []
 
-    def act(self, z_instance: Tensor, z_global: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def act(
+        self, z_instance: Tensor, z_global: Tensor, state: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         self.instances.append(z_instance.clone())
         actions = torch.zeros(1, self.horizon, 4)
         actions[0, :, 0] = len(self.instances) + torch.arange(self.horizon) / 10

@@ -14,7 +14,7 @@ from embodied.cli import eval_info
 from embodied.cli.evaluate import layout_seeds
 from embodied.cli.main import main
 from embodied.cli.trials import Ablation, Job, Setting, Trials
-from embodied.metrics import Rate
+from embodied.metrics import Paired, Rate
 from sims import language
 
 if TYPE_CHECKING:
@@ -161,6 +161,78 @@ def test_tiny_agent_is_evaluated(
     assert episode["plan"]
 
 
+def test_the_policy_s_cameras_are_looked_through_and_named(
+    tiny_weights: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import policies
+    from embodied.agent.agent import Agent
+    from embodied.cli.assemble import save_policy
+    from embodied.config import preset
+    from embodied.model.routing import Route
+    from embodied.types import Fed
+
+    former = preset("tiny").former
+    sizes = {"n_queries": former.n_queries, "width": former.width}
+    policy = policies.make(
+        "mlp", **sizes, global_width=former.vision_width, state_size=4, action_size=4, horizon=8
+    )
+    policy.fed = Fed(cameras=("corner2",))
+    save_policy(tmp_path / "policy", policy, None, agent={"execute": 4})
+    accepted = Route(DRAWER, ("drawer-open",), None, (), 1.0)
+    monkeypatch.setattr(Agent, "route", lambda *_: accepted)
+    argv = ["--env", DRAWER, "--n_episodes", "1", "--horizon", "8", "--n_videos", "0"]
+    argv += [*tiny_weights[:2], "--policy", str(tmp_path / "policy")]
+    assert evaluate(tmp_path / "out", *argv) == 0
+    info = told(capfd)
+    assert info["overall"]["cameras"] == ["corner2"] and info["overall"]["n_crashes"] == 0
+    assert info["per_task"][0]["per_episode"][0]["n_steps"] == 8
+
+
+def _trained_on(folder: Path, **config: Any) -> list[str]:
+    """Flags for a policy whose config tells what it was trained on; it has no weights."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return ["--policy", str(folder)]
+
+
+def test_layouts_that_were_trained_on_are_refused(
+    fake_agent: FakeAgent, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    of_kitchen = _trained_on(tmp_path / "k", scenes=["kitchen"], train_seeds=[200_000])
+    of_hand = _trained_on(tmp_path / "m", scenes=["metaworld"], train_seeds=[5, 200_001])
+    argv = ["--env", DRAWER, "--n_episodes", "2", "--horizon", "3", "--n_videos", "0"]
+    assert evaluate(tmp_path / "out", *argv, *of_hand) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and fake_agent.n_acts == 0
+    assert "1 of the test layouts were trained on" in err and "seed(s) 200001, by" in err
+    assert not (tmp_path / "out").exists()
+    assert evaluate(tmp_path / "out", *argv, *of_kitchen) == 0  # another robot's
+    assert evaluate(tmp_path / "all", *argv, "--policy", str(tmp_path)) == 2  # of several
+
+
+def test_a_layout_under_another_seed_is_refused_too(
+    fake_agent: FakeAgent, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--env", DRAWER, "--n_episodes", "1", "--horizon", "3", "--n_videos", "0"]
+    assert evaluate(tmp_path / "a", *argv) == 0
+    layout = told(capfd)["per_task"][0]["per_episode"][0]["layout_sha"]
+    policy = _trained_on(tmp_path / "m", train_seeds=[7], train_layouts=[layout])
+    assert evaluate(tmp_path / "b", *argv, *policy) == 2
+    err = capfd.readouterr().err
+    assert f"{DRAWER}, seed 200000 is layout {layout}, which {policy[1]} was trained on" in err
+
+
+def test_shipped_policies_say_what_they_were_trained_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for env in (DRAWER, "kitchen/kettle"):
+        assert evaluate(tmp_path, "--env", env, "--seeds", "0:3") == 2
+        assert "4 of the test layouts were trained on" in capfd.readouterr().err
+
+
 def test_paraphrases_are_drawn_by_the_seed() -> None:
     trials = Trials(Setting("random", None, None, "none", "paraphrases", 5))
     env = SimpleNamespace(tasks_of=lambda seed: ("drawer-open",))
@@ -242,17 +314,22 @@ def test_compare_pairs_layouts(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     a = write(tmp_path / "a", [record(i, i < 4) for i in range(20)])
     b = [record(i, i < 14) for i in range(19, -1, -1)]  # in another order
     b = write(tmp_path / "b", [*b, record(99, True)])
-    assert main(["compare", a, b, "--json"]) == 0
+    assert main(["compare", a, b, "--json"]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and "1 layout(s) were tried on one side only" in err and "--shared" in err
+    assert main(["compare", a, b, "--shared", "--json"]) == 0
     out, err = capfd.readouterr()
     overall = json.loads(out)["overall"]
     assert (overall["n"], overall["k_a"], overall["k_b"]) == (20, 4, 14)
     assert (overall["only_a"], overall["only_b"]) == (0, 10)
     assert overall["mcnemar_p"] == pytest.approx(2 / 2**10)
     assert overall["smallest_difference"] == 8 / 20  # 9 against 1
+    assert overall["detectable_difference"] == Paired(20, 0, 10).detectable_difference()
     assert "1 episode(s)" in err
-    assert main(["compare", a, b]) == 0
+    assert main(["compare", a, b, "--shared"]) == 0
     out = capfd.readouterr().out
     assert "B - A = +50.0 points" in out and "4/20" in out
+    assert "find a true one of 43.1 points in 4 of 5 cases" in out
 
 
 def test_compare_sets_crashes_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -265,15 +342,22 @@ def test_compare_sets_crashes_apart(tmp_path: Path, capfd: pytest.CaptureFixture
     assert "1 pairs are too few" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("change", [{"seed": 7}, {"layout_sha": "x"}, {"env": REACH}])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"seed": 7}, "no layouts are shared"),
+        ({"env": REACH}, "no layouts are shared"),
+        ({"layout_sha": "x"}, "1 layout(s) differ although their seeds are the same"),
+    ],
+)
 def test_compare_refuses_other_layouts(
-    change: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    change: dict[str, Any], reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     a = write(tmp_path / "a", [record(0, True)])
     b = write(tmp_path / "b", [record(0, True) | change])
-    assert main(["compare", a, b]) == 2
+    assert main(["compare", a, b, "--shared"]) == 2
     out, err = capfd.readouterr()
-    assert out == "" and err.count("\n") == 1 and "no layouts are shared" in err
+    assert out == "" and err.count("\n") == 1 and reason in err
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"per_task": 1}', '{"per_task": [{}]}'])

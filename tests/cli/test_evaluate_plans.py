@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from embodied.cli import evaluate_plans as scoring
+from embodied.cli import score_plans
+from embodied.cli.baselines import ZeroShot
 from embodied.cli.evaluate_plans import EvaluatePlansOptions, evaluate_plans
 from embodied.cli.main import main
 from embodied.egocot.dataset import Recorded, verdict_of
+from embodied.egocot.questions import Asked
+from embodied.egocot.record_conversations import judged, plan_answer, verdict_prompt
+from embodied.egocot.records import read_records, write_records
 from embodied.metrics import Rate
 from embodied.model.plan import GRID, thought_text
-from embodied.model.planner import Planner
+from embodied.model.planner import Planner, plan_prompt
 from embodied.model.routing import Route
 from embodied.types import STATUSES, Plan, Status, Subgoal, Verdict, Vocabulary
 
@@ -301,6 +308,185 @@ def test_a_model_that_knows_nothing_is_scored_all_the_same(
     assert {f"verdict_{status}" for status in STATUSES} < set(scores)
 
 
+# --- splits, baselines, questions, records ------------------------------------------------------
+
+
+def test_plans_by_split(
+    tiny: Planner,
+    score: Score,
+    recorded_set: Path,
+    features_dir: Path,
+    episodes: list[Recorded],
+    tmp_path: Path,
+) -> None:
+    ways = _write(tmp_path, [{"instruction": "coffee, now", "task": "coffee-button"}])
+    options = _plans(recorded_set, features_dir) | {"paraphrases": ways, "unseen_tasks": ""}
+    by_split = score(Seer(tiny, episodes, n_left_out=1), **options)["plans"]
+    assert list(by_split) == ["new_layouts", "unseen_paraphrases"]
+    for figures in by_split.values():
+        assert _kn(figures, "plan_right") == [(0, 2)]
+        assert figures["step_f1"]["value"] == figures["step_order"]["value"] == 0.667
+        assert 0 < figures["rouge_l"]["value"] < 1 and figures["step_f1"]["n"] == 2
+    scores = score(Seer(tiny, episodes), **options | {"unseen_tasks": "coffee-button,hammer"})
+    assert list(scores["plans"]) == ["unseen_tasks"]
+    assert _kn(scores["plans"]["unseen_tasks"], "plan_right") == [(2, 2)]
+    assert scores["bleu4"]["value"] == 100 and scores["rouge_l"]["value"] == 1
+
+
+class Router(Seer):
+    """Understands every other instruction."""
+
+    n_routed = 0
+
+    def route(self, instruction: str, catalogue: dict[str, Vocabulary], scene: str) -> Route:  # type: ignore[override]
+        self.n_routed += 1
+        tasks = catalogue[scene].tasks if self.n_routed % 2 else ()
+        return Route(scene, tasks, None, (), 1.0)
+
+
+def test_routed_plans_are_refused_when_words_are_not_understood(
+    tiny: Planner, score: Score, recorded_set: Path, features_dir: Path, episodes: list[Recorded]
+) -> None:
+    options = _plans(recorded_set, features_dir) | {"routed": True, "unseen_tasks": ""}
+    assert _kn(score(Router(tiny, episodes), **options), "plan_right") == [(1, 2)]
+
+
+def test_the_nearest_neighbour_of_an_episode_is_itself(
+    tiny: Planner, score: Score, recorded_set: Path, features_dir: Path
+) -> None:
+    options = _plans(recorded_set, features_dir) | {"baseline": "nearest_neighbour"}
+    options |= {"trained_on": str(recorded_set), "unseen_tasks": ""}
+    scores = score(tiny, **options)
+    assert _kn(scores, "plan_right") == [(2, 2)]  # of the same task, whatever the words
+
+
+def test_zero_shot_plans_without_looking(
+    tiny_planner: Path, tiny: Planner, score: Score, recorded_set: Path, features_dir: Path
+) -> None:
+    untrained = ZeroShot.of(tiny.config)
+    assert untrained.visual_tokens(torch.zeros(1, 2, 1, 16, 192), "plan: it").shape[:2] == (1, 0)
+    assert not [p for p in untrained.llm.parameters() if p.requires_grad]
+    options = _plans(recorded_set, features_dir) | {"baseline": "zero_shot", "unseen_tasks": ""}
+    assert score(Planner.load(tiny_planner), **options)["plan_right"]["n"] == 2
+
+
+class Witness(FakePlanner):
+    """Knows the true answers, or says the same to everything."""
+
+    def __init__(self, tiny: Planner, said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(tiny)
+        draw = score_plans.draw_question
+
+        def keep(*args: Any) -> Asked:
+            self.asked = draw(*args)
+            return self.asked
+
+        monkeypatch.setattr(score_plans, "draw_question", keep)
+        self._always = said
+
+    def answer_tokens(self, vision: Tensor, question: str) -> str:
+        assert question == self.asked.question and vision.shape[:3] == (1, 2, 4)
+        return self.asked.answer if self._always is None else self._always
+
+
+def test_who_answers_truly_and_who_always_says_yes(
+    tiny: Planner,
+    score: Score,
+    recorded_set: Path,
+    features_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = {"questions": str(recorded_set), "features_dir": features_dir, "n_questions": 120}
+    with monkeypatch.context() as patch:
+        scores = score(Witness(tiny, None, patch), **options)
+    n = scores["question_right"]["n"]
+    assert scores["question_right"]["k"] == n > 60
+    assert scores["captions"]["exact"]["n"] == 120 - n
+    assert scores["captions"]["rouge_l"]["value"] == 1
+    with monkeypatch.context() as patch:
+        scores = score(Witness(tiny, "yes", patch), **options)
+    assert 0 < scores["question_right"]["pc"] < 40
+    assert scores["question_right"]["k"] < scores["question_blind"]["k"]
+    assert scores["captions"]["rouge_l"]["value"] == 0
+
+
+SAMPLE = Path(__file__).parents[2] / "data" / "egocot" / "sample"
+
+
+@pytest.fixture
+def few_records(tmp_path: Path) -> Path:
+    """Four of the sample's, one of them with a verdict."""
+    records = [r for r in read_records(SAMPLE) if len(r.actions) > 1][:3]
+    records += [r for r in read_records(SAMPLE) if r.verdict][:1]
+    (tmp_path / "clips").mkdir()
+    for record in records:
+        shutil.copy(SAMPLE / record.clip, tmp_path / record.clip)
+    write_records(tmp_path / "records.jsonl", records)
+    return tmp_path
+
+
+class Reader:
+    """Says what stands in the records, whichever way it is asked."""
+
+    def __init__(self, tiny: Planner, folder: Path) -> None:
+        self.config, self.see, self.vision, self.decoder = tiny.config, tiny.see, tiny.vision, self
+        self._records = list(read_records(folder))
+
+    def for_inference(self) -> Reader:
+        return self
+
+    def visual_tokens(self, vision: Tensor, text: str) -> None:
+        assert vision.shape[:3] == (1, 1, 4)
+
+    def speak(self, visual: None, prompt: str, max_tokens: int) -> str:
+        (record, *_) = (r for r in self._records if prompt == plan_prompt(r.instruction))
+        return plan_answer(record)
+
+    def score(self, visual: None, prompt: str, options: Sequence[str], closed: Any) -> Tensor:
+        (record,) = (r for r in self._records if r.verdict and prompt == verdict_prompt(judged(r)))
+        assert record.verdict is not None
+        return torch.tensor([float(option == record.verdict.status) for option in options])
+
+    def answer_tokens(self, vision: Tensor, question: str) -> str:
+        return "whatever"
+
+
+def test_records_are_scored_against_their_own_words(
+    tiny: Planner, score: Score, few_records: Path, features_dir: Path
+) -> None:
+    options = {"records": str(few_records), "records_split": "select", "unseen_tasks": ""}
+    scores = score(Reader(tiny, few_records), **options, features_dir=features_dir)
+    figures = scores["records"]["seen_tasks"]
+    n = sum(r.verdict is not None for r in read_records(few_records))
+    assert n and _kn(figures, "plan_right", "verdict_right") == [(4, 4), (n, n)]
+    assert figures["bleu4"]["value"] == 100 and figures["grounding_mean_px"]["value"] <= 1
+    assert figures["question_right"]["k"] == 0 < figures["question_right"]["n"]
+
+
+def test_the_tiny_planner_is_scored_on_records_too(
+    tiny_planner: Path, score: Score, few_records: Path, features_dir: Path
+) -> None:
+    options = {"records": str(few_records), "records_split": "select", "unseen_tasks": ""}
+    scores = score(Planner.load(tiny_planner), **options, features_dir=features_dir)
+    assert _kn(scores["records"]["seen_tasks"], "plan_right") == [(0, 4)]
+
+
+def test_a_table_for_people(
+    tiny: Planner,
+    recorded_set: Path,
+    features_dir: Path,
+    episodes: list[Recorded],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(scoring.Planner, "load", lambda _: Seer(tiny, episodes))
+    options = _plans(recorded_set, features_dir) | {"unseen_tasks": ""}
+    assert evaluate_plans(EvaluatePlansOptions(**options)) == 0
+    head, row = capfd.readouterr().out.strip().split("\n")[-2:]
+    assert head.split()[:3] == ["split", "plan_right", "step_f1"]
+    assert row.startswith("new_layouts") and "100% [34,100] /2" in row
+
+
 # --- what goes wrong --------------------------------------------------------------------------
 
 GOOD = '{"instruction": "open the drawer", "task": "drawer-open"}'
@@ -399,7 +585,20 @@ def test_scenes_of_two_simulators(tiny: Planner, score: Score, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("unread")
-@pytest.mark.parametrize("flag", ["--plans", "--verdicts"])
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "nothing to evaluate: give --instructions FILE.jsonl, --plans, "),
+        (["--plans", "x", "--trained_on", "y"], "the episodes of --baseline nearest_neighbour"),
+        (["--plans", "x", "--baseline", "nearest_neighbour"], "--trained_on names the episodes"),
+    ],
+)
+def test_nothing_to_do(argv: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert said in _one_line(capfd, *argv)
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("flag", ["--plans", "--verdicts", "--questions"])
 def test_a_missing_data_set(
     flag: str, recorded_set: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

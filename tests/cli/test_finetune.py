@@ -78,8 +78,8 @@ def straight(request: pytest.FixtureRequest, run: Run) -> tuple[str, Path, Plann
     built: list[Planner] = []
     load, n_threads = Planner.load, torch.get_num_threads()
 
-    def keep(folder: Path, adapter: Path | None) -> Planner:
-        built.append(load(folder, adapter))
+    def keep(*arguments: Any) -> Planner:
+        built.append(load(*arguments))
         return built[-1]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -148,3 +148,54 @@ def test_a_grammar_that_breaks_off_is_no_end(decoder: GrammarDecoder) -> None:
 def test_grammar_that_does_not_compile(decoder: GrammarDecoder) -> None:
     with pytest.raises(ValueError, match="grammar does not compile"):
         decoder.decode(None, PROMPT, "start: nothing_of_the_kind")
+
+
+# --- free words -------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_free_words_are_those_of_transformers_own_greedy_decoding(
+    planner: Planner, decoder: GrammarDecoder
+) -> None:
+    ids = torch.tensor([planner.tokenizer(PROMPT, add_special_tokens=False).input_ids])
+    words = planner.llm.get_input_embeddings()(ids)
+    for visual in (None, _visual()):
+        inputs = words if visual is None else torch.cat([visual, words], 1)
+        wanted = planner.llm.generate(
+            inputs_embeds=inputs,
+            attention_mask=torch.ones(inputs.shape[:2], dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=planner.tokenizer.eos_token_id,
+            pad_token_id=planner.tokenizer.pad_token_id,
+        )[0]
+        text = planner.tokenizer.decode(wanted, skip_special_tokens=True).strip()
+        assert decoder.speak(visual, PROMPT, max_tokens=12) == text
+
+
+def test_free_words_end_where_the_model_ends_them(
+    planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tokens and the end; without an end they are cut."""
+    decoder = GrammarDecoder(planner.llm, planner.tokenizer)
+    end = planner.tokenizer.eos_token_id
+    script = [*planner.tokenizer("a nut", add_special_tokens=False).input_ids, end]
+
+    def logits(n_said: int) -> Tensor:
+        out = torch.zeros(len(planner.tokenizer))
+        out[script[min(n_said, len(script) - 1)]] = 1
+        return out
+
+    monkeypatch.setattr(decoder, "_start", lambda *_: (logits(0), 0))
+    monkeypatch.setattr(decoder, "_feed", lambda _, n: (logits(n + 1), n + 1))
+    assert decoder.speak(None, PROMPT) == "a nut"
+    script[-1] = script[0]
+    assert decoder.speak(None, PROMPT, max_tokens=5) == "a nutaaa"
+
+
+def test_an_answer_needs_one_camera_only(planner: Planner) -> None:
+    rng = np.random.default_rng(0)
+    clip = rng.integers(0, 256, (2, 8, 64, 64, 3), dtype=np.uint8)
+    assert isinstance(planner.answer(clip[:1], "where is it?"), str)
+    tokens = planner.see(clip[None])
+    assert planner.answer(clip, "where is it?") == planner.answer_tokens(tokens, "where is it?")

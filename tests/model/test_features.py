@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -66,9 +68,9 @@ def test_spans_of_many_episodes_do_not_overlap() -> None:
 class _Reader:
     """Two recorded episodes of noise."""
 
-    cameras = ("workspace", "wrist")
-
     def __init__(self) -> None:
+        self.cameras = dict.fromkeys(("workspace", "wrist"), (224, 224))
+        self.info: dict[str, Any] = {}
         rng = np.random.default_rng(0)
         self.videos = [rng.integers(0, 256, (n, 2, 64, 64, 3), dtype=np.uint8) for n in (9, 2)]
         self.episodes = [
@@ -77,7 +79,7 @@ class _Reader:
         ]
 
     def frames(self, episode: int, camera: str, steps: np.ndarray) -> np.ndarray:
-        return self.videos[episode][steps, self.cameras.index(camera)]
+        return self.videos[episode][steps, list(self.cameras).index(camera)]
 
 
 @pytest.fixture
@@ -119,6 +121,79 @@ def test_computed_once_and_anew_for_another_model_or_data_set(
     assert features._key(replace(planner.config, vision_layers=3), reader) != key
     reader.episodes[1].seed = 7
     assert features._key(planner.config, reader) != key
+
+
+def _as_before(config: Any, reader: Any) -> str:
+    """How caches were named when picture sizes, cameras and weights were not told apart."""
+    parts = [config.vision, config.image_size, config.vision_layers, ["workspace", "wrist"]]
+    parts += [config.dtype, *[(e.env_id, e.seed, e.tag, e.length) for e in reader.episodes]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def test_keys_tell_apart_what_changes_the_tokens_and_keep_the_usual_names(
+    planner: Planner, tmp_path: Path
+) -> None:
+    config, usual = planner.config, _as_before(planner.config, _Reader())
+    readers: list[Any] = [_Reader() for _ in range(6)]
+    assert features._key(config, readers[0]) == usual
+    readers[1].cameras = {"workspace": (224, 224), "wrist": (96, 96)}
+    flags = {"quality": "high", "px": 224}
+    readers[2].info = {"embodied": {"extra": {"render_flags": flags}}}
+    for i in (3, 4):
+        readers[i].root = tmp_path / str(i)
+        (readers[i].root / "meta").mkdir(parents=True)
+        (readers[i].root / "meta/info.json").write_text(str(i))
+        readers[i].episodes[0].env_id = ""  # other software does not say
+    keys = {usual, *(features._key(config, reader) for reader in readers[1:5])}
+    keys.add(features._key(config, readers[5], cameras=("wrist", "workspace")))
+    keys.add(features._key(config, readers[5], cameras=("wrist",)))
+    keys.add(features._key(config, readers[5], weights="of another training"))
+    assert len(keys) == 8
+
+
+def test_weights_are_told_apart_where_their_name_does_not_do_so(planner: Planner) -> None:
+    assert features._fingerprint(planner) == ""  # random weights, told by their name
+    named: Any = SimpleNamespace(
+        config=replace(planner.config, vision="timm:some"), vision=torch.nn.Linear(3, 2)
+    )
+    before = features._fingerprint(named)
+    assert before == features._fingerprint(named) and len(before) == 64
+    with torch.no_grad():
+        named.vision.weight[0, 0] += 1e-3
+    assert features._fingerprint(named) != before
+
+
+def test_a_part_shows_what_the_whole_does(planner: Planner, tmp_path: Path) -> None:
+    """From the whole cache where there is one, else computed by itself."""
+    reader: Any = _Reader()
+    alone = FeatureCache.build_part(planner, reader, tmp_path / "a", ("wrist",), [1])
+    whole = FeatureCache.build(planner, reader, tmp_path / "b")
+    shown = FeatureCache.build_part(planner, reader, tmp_path / "b", ("wrist",), [1])
+    swapped = FeatureCache.build_part(planner, reader, tmp_path / "b", ("wrist", "workspace"), [1])
+    assert len(list((tmp_path / "b").iterdir())) == 1
+    row, own = shown.spans[1].image(0), alone.spans[1].image(0)
+    assert own == 0 and row == 5
+    assert np.array_equal(shown.images[row], whole.images[row][1:])
+    assert np.array_equal(swapped.images[row : row + 1], whole.images[row : row + 1, ::-1])
+    np.testing.assert_allclose(alone.images[own], shown.images[row], atol=5e-3, rtol=2e-3)
+    first = alone.spans[1].first_tubelet, shown.spans[1].first_tubelet
+    ours, theirs = alone.tubelets[first[0]], shown.tubelets[first[1]]
+    np.testing.assert_allclose(ours, theirs, atol=5e-3, rtol=2e-3)
+
+
+def test_altered_copies_differ_and_are_computed_once(
+    planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader: Any = _Reader()
+    cameras = ("workspace", "wrist")
+    build = lambda n: FeatureCache.build_part(planner, reader, tmp_path, cameras, [0, 1], n)  # noqa: E731
+    plain, one, two = (build(n) for n in range(3))
+    assert plain.shifts is None and one.tubelets is None
+    assert one.shifts is not None and one.shifts.shape == (6, 2, 2)
+    assert not np.allclose(one.images, plain.images, atol=0.05)
+    assert not np.allclose(one.images, two.images, atol=0.05)
+    monkeypatch.setattr(features, "_fill", lambda *_: pytest.fail("computed again"))
+    assert np.array_equal(build(1).images, one.images)
 
 
 def test_an_unfinished_cache_is_computed_again(

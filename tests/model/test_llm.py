@@ -11,12 +11,13 @@ from typing import Any
 import peft
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from embodied import weights
+from embodied import checkpoint, weights
 from embodied.config import preset
+from embodied.model.adapter_files import adapter_files, read_adapters
+from embodied.model.decoding import GrammarDecoder
 from embodied.model.llm import (
     AdapterConfig,
     TokenBatch,
@@ -25,17 +26,21 @@ from embodied.model.llm import (
     answer_loss,
     backbone,
     chat,
+    in_own_format,
     load_adapter_tensors,
     make_batch,
+    merge_adapter,
     quantization_config,
     trained_parameters,
+    use_gradient_checkpointing,
 )
 from embodied.model.planner import Planner
 
 Make = Callable[..., LlamaForCausalLM]
 LORA = AdapterConfig(kind="lora", rank=4)
 PREFIX = AdapterConfig(kind="prefix", prefix_length=3, prefix_layers=2)
-BOTH = pytest.mark.parametrize("config", [LORA, PREFIX], ids=["lora", "prefix"])
+BOTH = AdapterConfig(kind="both", rank=4, prefix_length=3, prefix_layers=2)
+EVERY = pytest.mark.parametrize("config", [LORA, PREFIX, BOTH], ids=["lora", "prefix", "both"])
 
 
 def _batch(rows: tuple[tuple[int, int], ...] = ((5, 3), (2, 4)), longest: int = 0) -> TokenBatch:
@@ -67,7 +72,7 @@ def _shake(model: torch.nn.Module) -> None:
 # --- starting from the base ------------------------------------------------------------------
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_a_fresh_adapter_changes_nothing(
@@ -84,7 +89,7 @@ def test_a_fresh_adapter_changes_nothing(
     assert torch.equal(copied(input_ids=ids).logits, base)
 
 
-@BOTH
+@EVERY
 @torch.no_grad()
 def test_an_adapted_model_reads_on_from_its_cache(small_llama: Make, config: AdapterConfig) -> None:
     model = add_adapter(small_llama(), config)
@@ -146,7 +151,7 @@ def test_loss_sees_the_answer_and_the_visual_tokens(small_llama: Make) -> None:
 # --- who learns ------------------------------------------------------------------------------
 
 
-@BOTH
+@EVERY
 def test_gradients_reach_the_adapter_and_nothing_else(
     small_llama: Make, config: AdapterConfig
 ) -> None:
@@ -167,6 +172,40 @@ def test_gradients_reach_the_adapter_and_nothing_else(
         assert p.requires_grad or (p.grad is None and torch.equal(p, frozen[name])), name
 
 
+def test_both_adapters_learn_what_each_learns_alone(small_llama: Make) -> None:
+    alone = [adapter_tensors(add_adapter(small_llama(), config)) for config in (LORA, PREFIX)]
+    both = adapter_tensors(add_adapter(small_llama(), BOTH))
+    shapes = {k: v.shape for tensors in alone for k, v in tensors.items()}
+    assert {k: v.shape for k, v in both.items()} == shapes
+
+
+@EVERY
+def test_checkpointing_changes_memory_only(small_llama: Make, config: AdapterConfig) -> None:
+    model, visual = add_adapter(small_llama(), config).train(), _visual().requires_grad_()
+    _shake(model)
+    losses, grads = [], []
+    for checkpointed in (False, True):
+        if checkpointed:
+            use_gradient_checkpointing(model)
+        losses.append(answer_loss(model, visual, _batch()))
+        grads.append(torch.autograd.grad(losses[-1], [visual, *trained_parameters(model)]))
+    assert torch.equal(*losses) and model.get_base_model().is_gradient_checkpointing
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@EVERY
+@torch.no_grad()
+def test_folding_in_changes_nothing_that_is_said(small_llama: Make, config: AdapterConfig) -> None:
+    model, ids = add_adapter(small_llama(), config), _batch().ids
+    _shake(model)
+    before, tensors = model(ids).logits, adapter_tensors(model)
+    merge_adapter(model)
+    torch.testing.assert_close(model(ids).logits, before)
+    n_folded = sum(getattr(module, "merged", False) for module in model.modules())
+    assert n_folded == (0 if config is PREFIX else 14)  # seven linear layers in each of two
+    assert all(torch.equal(adapter_tensors(model)[k], v) for k, v in tensors.items())
+
+
 def test_lora_is_on_every_linear_layer_but_the_head(small_llama: Make) -> None:
     names = adapter_tensors(add_adapter(small_llama(), LORA))
     layers = {n.split(".layers.")[1].rpartition(".lora_")[0] for n in names}
@@ -181,7 +220,7 @@ def test_lora_is_on_every_linear_layer_but_the_head(small_llama: Make) -> None:
 # --- keeping what was learnt -----------------------------------------------------------------
 
 
-@BOTH
+@EVERY
 @torch.no_grad()
 def test_adapter_tensors_round_trip(small_llama: Make, config: AdapterConfig) -> None:
     trained, fresh = (add_adapter(small_llama(), config) for _ in range(2))
@@ -190,17 +229,24 @@ def test_adapter_tensors_round_trip(small_llama: Make, config: AdapterConfig) ->
     assert torch.equal(fresh(_batch().ids).logits, trained(_batch().ids).logits)
 
 
-@BOTH
+@EVERY
 @torch.no_grad()
-def test_peft_itself_reads_the_names(
+def test_peft_itself_reads_the_files(
     small_llama: Make, config: AdapterConfig, tmp_path: Path
 ) -> None:
     trained = add_adapter(small_llama(), config)
     _shake(trained)
-    trained.peft_config["default"].save_pretrained(str(tmp_path))
-    save_file(adapter_tensors(trained), tmp_path / "adapter_model.safetensors")
-    read = peft.PeftModel.from_pretrained(small_llama(), str(tmp_path)).eval()
-    assert torch.equal(read(_batch().ids).logits, trained(_batch().ids).logits)
+    files = adapter_files(trained, "someone/something", torch.float32)
+    checkpoint.write_files(tmp_path, checkpoint.checked(tmp_path, files))
+    if config is BOTH:
+        lora = peft.PeftModel.from_pretrained(small_llama(), str(tmp_path / "lora"))
+        read = peft.PeftModel.from_pretrained(lora.get_base_model(), str(tmp_path / "prefix"))
+    else:
+        read = peft.PeftModel.from_pretrained(small_llama(), str(tmp_path))
+    assert torch.equal(read.eval()(_batch().ids).logits, trained(_batch().ids).logits)
+    told = read.peft_config["default"]
+    assert told.base_model_name_or_path == "someone/something" and told.inference_mode
+    assert dict(read_adapters(tmp_path)).keys() == adapter_tensors(trained).keys()
 
 
 def test_full_weights_round_trip(small_llama: Make) -> None:
@@ -213,9 +259,71 @@ def test_full_weights_round_trip(small_llama: Make) -> None:
 
 
 def test_backbone_is_found_inside_every_wrapper(small_llama: Make) -> None:
-    for kind in ("none", "full", "lora", "prefix"):
+    for kind in ("none", "full", "lora", "prefix", "both"):
         model = add_adapter(small_llama(), AdapterConfig(kind=kind, prefix_layers=1))
         assert type(backbone(model)).__name__ == "LlamaModel"
+
+
+# --- any causal language model ----------------------------------------------------------------
+
+SIZES: dict[str, Any] = dict(
+    vocab_size=96,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    initializer_range=0.3,  # so that logits are large enough for Gemma's to be bent
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+FEW_KEYS = {"num_key_value_heads": 2, "head_dim": 8}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt_neox": {},
+    "gpt2": {"n_inner": 48},
+    "qwen2": FEW_KEYS,
+    "mistral": FEW_KEYS,
+    "gemma2": {**FEW_KEYS, "final_logit_softcapping": 2.0},
+    "cohere": {"num_key_value_heads": 2, "logit_scale": 0.25},
+    "granite": {"num_key_value_heads": 2, "logits_scaling": 4.0},
+}
+
+
+def _family(name: str) -> Any:
+    torch.manual_seed(1)
+    shape = AutoConfig.for_model(name, **SIZES | FAMILIES[name])
+    return AutoModelForCausalLM.from_config(shape).eval()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_of_other_families_equals_transformers_own(name: str) -> None:
+    model, batch = _family(name), _batch()
+    labels = batch.ids.masked_fill(~batch.answer, -100)
+    expected = model(batch.ids, attention_mask=batch.mask.long(), labels=labels).loss
+    torch.testing.assert_close(answer_loss(model, None, batch), expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_families_learn_with_lora(name: str) -> None:
+    ids = _batch().ids
+    base, model = _family(name), add_adapter(_family(name), LORA)
+    assert torch.equal(model(ids).logits, base(ids).logits)
+    optimizer = torch.optim.AdamW(trained_parameters(model), lr=0.02)
+    losses = []
+    for _ in range(4):
+        losses.append(answer_loss(model, _visual(), _batch()))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert all(p.grad is not None and p.grad.any() for p in trained_parameters(model))
+
+
+@pytest.mark.parametrize("kind", ["prefix", "both"])
+def test_a_prefix_only_where_it_fits(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"types llama, mistral, this one is of type qwen2; use l"):
+        add_adapter(_family("qwen2"), replace(PREFIX, kind=kind))
+    assert trained_parameters(add_adapter(_family("mistral"), replace(PREFIX, kind=kind)))
 
 
 # --- prompts and answers ---------------------------------------------------------------------
@@ -235,6 +343,48 @@ def test_chat_is_the_tokenizers_own_format(tokenizer: Any) -> None:
     turns = [{"role": "system", "content": ""}, {"role": "user", "content": "Hello there"}]
     own = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert own.endswith(chat("Hello there"))
+
+
+class Told:
+    """A tokenizer with another chat template, or none."""
+
+    bos_token = "<s>"
+
+    def __init__(self, template: str | None) -> None:
+        self.chat_template = template
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **told: bool) -> str:
+        assert told == {"tokenize": False, "add_generation_prompt": True}
+        assert self.chat_template is not None
+        return self.chat_template.format(**turns[0])
+
+
+def test_each_model_is_spoken_to_in_its_own_format(tokenizer: Any) -> None:
+    asked = chat("Plan: {it}.\nNow?")
+    assert in_own_format(tokenizer, asked) == asked  # SmolLM2's is ours
+    zephyr = Told("<|{role}|>\n{content}</s>\n<|assistant|>\n")
+    expected = "<|user|>\nPlan: {it}.\nNow?</s>\n<|assistant|>\n"
+    assert in_own_format(zephyr, asked) == expected
+    assert in_own_format(Told(None), asked) == "<s>User: Plan: {it}.\nNow?\nAssistant:\n"
+    assert in_own_format(zephyr, "no turn at all") == "no turn at all"
+
+
+def test_the_own_format_is_trained_and_decoded(planner: Planner, tokenizer: Any) -> None:
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{{ '[assistant]\n' }}"
+    )
+    batch = make_batch(other, [chat("One?")], ["yes"])
+    assert other.decode(batch.ids[0]) == "[user] One?\n[assistant]\nyes<|im_end|>"
+    said = [
+        GrammarDecoder(planner.llm, t).score(None, p, ["yes", "no"])
+        for t, p in (
+            (other, chat("One?")),
+            (tokenizer, "[user] One?\n[assistant]\n"),
+            (tokenizer, chat("One?")),
+        )
+    ]
+    assert torch.equal(said[0], said[1]) and not torch.equal(said[0], said[2])
 
 
 # --- quantised -------------------------------------------------------------------------------
@@ -262,7 +412,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory, planner: Planner) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-@BOTH
+@EVERY
 def test_a_quantised_planner_learns(stored: Path, kind: Any, config: AdapterConfig) -> None:
     if reason := _without_bitsandbytes():
         pytest.skip(reason)

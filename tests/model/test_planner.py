@@ -213,7 +213,7 @@ def test_an_adapter_comes_from_another_planner(
     torch.manual_seed(5)
     other = Planner.build(replace(planner.config, adapter=replace(planner.config.adapter, rank=2)))
     other.save(tmp_path / "other")
-    mixed = Planner.load(copy, adapter=tmp_path / "other")
+    mixed = Planner.load(copy, adapter_from=tmp_path / "other")
     assert mixed.config.adapter.rank == 2
     mine, theirs = Planner.load(copy).trained_tensors(), other.trained_tensors()
     for name, tensor in mixed.trained_tensors().items():
@@ -226,7 +226,7 @@ def test_an_adapter_of_another_language_model_does_not_fit(copy: Path, tmp_path:
     shutil.copytree(copy, other)
     _change_model(lambda c: replace(c, llm="random:other"))(other)
     with pytest.raises(CheckpointError, match="adapts random:other, but"):
-        Planner.load(copy, adapter=other)
+        Planner.load(copy, adapter_from=other)
 
 
 def test_nan_is_never_saved(planner: Planner, tmp_path: Path) -> None:

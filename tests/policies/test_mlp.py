@@ -109,7 +109,7 @@ def test_made_again_from_its_description() -> None:
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(ValueError, match="unknown policy 'lstm'; there are: mlp"):
+    with pytest.raises(ValueError, match="unknown policy 'lstm'; there are: mlp, tr"):
         policies.make("lstm")
 
 

@@ -24,13 +24,12 @@ from embodied.egocot.dataset import Phrasebook, Recorded
 from embodied.egocot.fields import RecordError
 from embodied.egocot.quarantine import Quarantine
 from embodied.egocot.records import Answer, Judgement, Place, Provenance, Record, Split
-from embodied.egocot.words import in_words, narrated
+from embodied.egocot.words import in_words, narrated, told
 from embodied.episodes import DatasetError, DatasetReader, EpisodeMeta
-from embodied.model.plan import REASONS, grounded_nouns
+from embodied.model.plan import grounded_nouns
 from embodied.types import Subgoal, Vocabulary
 
 LICENCE = "Apache-2.0"
-UNDONE = REASONS["failed"][4]
 _AT_FIRST = " at first"
 _TRIES = 20
 
@@ -131,8 +130,8 @@ def build(
 
 
 def _text(meta: EpisodeMeta, moment: str | None = None) -> str:
-    told = {"env_id": meta.env_id, "seed": meta.seed, "tag": meta.tag}
-    return json.dumps(told | ({"moment": moment} if moment else {}))
+    known = {"env_id": meta.env_id, "seed": meta.seed, "tag": meta.tag}
+    return json.dumps(known | ({"moment": moment} if moment else {}))
 
 
 @dataclass(frozen=True)
@@ -200,8 +199,8 @@ class Rollout:
 
     def _provenance(self, moment: Moment) -> Provenance:
         source = f"LeRobotDataset '{self.reader.root.name}'"
-        told = self.reader.info.get("embodied", {}).get("extra", {}).get("licence")
-        licence = self.settings.licence or told or LICENCE
+        given = self.reader.info.get("embodied", {}).get("extra", {}).get("licence")
+        licence = self.settings.licence or given or LICENCE
         return Provenance(source, licence, self.episode, moment.name, "simulator", None, None)
 
     def _caption(self, moment: Moment, subgoals: tuple[Subgoal, ...]) -> str:
@@ -210,12 +209,12 @@ class Rollout:
             things = [f"the {place.object}" for place in self._thought(subgoals, 0)]
             return f"In view: {', '.join(things)}." if things else "Nothing of it is in view."
         if moment.kind == "step":
-            return _told(subgoals[0], verdict)
+            return told(subgoals[0], verdict.status, verdict.reason)
         last, tried = moment.steps[-1], set(self.recorded.subgoal.tolist())
         success = self.recorded.meta.success
         met = [success or self.recorded.met(i, last) for i in moment.indices]
-        told = [narrated(s, met[i]) for i, s in enumerate(subgoals) if met[i] or i in tried]
-        return " ".join(told)
+        said = [narrated(s, met[i]) for i, s in enumerate(subgoals) if met[i] or i in tried]
+        return " ".join(said)
 
     def _thought(self, subgoals: tuple[Subgoal, ...], step: int) -> tuple[Place, ...]:
         """What the sub-goals name and the gripper, where in view."""
@@ -269,14 +268,6 @@ class Rollout:
     def _all_met(self, step: int) -> bool:
         n_subgoals = len(self.recorded.meta.plan.subgoals)
         return all(self.recorded.met(i, step) for i in range(n_subgoals))
-
-
-def _told(subgoal: Subgoal, verdict: Judgement) -> str:
-    """`The robot tries to pull the handle, but the gripper stopped short.`"""
-    if verdict.reason == UNDONE:
-        return f"What the robot did has come undone: {in_words(subgoal)}."
-    said = narrated(subgoal, verdict.status == "done")
-    return f"{said[:-1]}, but {verdict.reason}." if verdict.status == "failed" else said
 
 
 def _ways_to_ask(
