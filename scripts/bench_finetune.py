@@ -181,7 +181,8 @@ def measure(options: BenchOptions) -> tuple[dict[Recipe, Tally], list[int], dict
                 tallies[name].cpu_s.append(time.process_time() - cpu)
         if step:
             n_tokens.append(_n_tokens(planner, sample["ours"](step)))
-        print(f"step {step} of {options.n_steps}", file=sys.stderr)
+            times = {name: f"{tally.cpu_s[-1]:.1f}" for name, tally in tallies.items()}
+            print(f"step {step} of {options.n_steps}: processor s {times}", file=sys.stderr)
     return tallies, n_tokens, first
 
 

@@ -1,7 +1,7 @@
 """Kills trainings at random moments, resumes them, and compares with one that was left alone.
 
-A moment is any time between the start of the process and its end, or one while a state is being
-written. A run that was killed is started again with `--resume` when it has a run.json, else as at
+A moment is any time after the start of the process, or just after some step, or one while a state
+is being written. A run that was killed is started again with `--resume` when it has a run.json, else as at
 first. In the end weights, Adam's moments, averages, random states, figures and log must be equal
 to the bit.
 
@@ -77,21 +77,40 @@ def _run(training: str, folder: Path, planner: Path) -> None:
     sys.exit(main(["finetune", *map(str, resume)]))
 
 
-def _killed(process: Any, folder: Path, rng: random.Random, seconds: float) -> bool:
+def _killed(process: Any, folder: Path, rng: random.Random, seconds: float, steps: int) -> bool:
     """Kill the process at a random moment, unless it ends before."""
-    at = time.monotonic() + rng.uniform(0, seconds)
-    while_saving = rng.random() < 0.4
-    while process.is_alive() and time.monotonic() < at:
-        time.sleep(0.001)
-    while while_saving and process.is_alive() and not list(folder.glob(".*.new-*")):
+    started, seen = time.monotonic(), _half_written(folder)
+    after_s, after_step = rng.uniform(0, seconds), rng.randint(_next_step(folder) + 1, steps)
+    kind = rng.choices(("time", "step", "save"), (0.2, 0.4, 0.4))[0]
+
+    def has_come() -> bool:
+        match kind:
+            case "time":
+                return time.monotonic() > started + after_s
+            case "step":
+                return _last_logged(folder) >= after_step
+            case _:
+                return _last_logged(folder) >= after_step and bool(_half_written(folder) - seen)
+
+    while process.is_alive() and not has_come():
         time.sleep(0.0002)
-    if while_saving:
-        time.sleep(rng.uniform(0, 0.01))
+    time.sleep(rng.uniform(0, 0.01))
     if not process.is_alive():
         return False
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     return process.exitcode == -signal.SIGKILL
+
+
+def _half_written(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob(".*.new-*")}
+
+
+def _last_logged(folder: Path) -> int:
+    """The last step in the log; what is not a whole line does not count."""
+    path = folder / "log.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return json.loads(lines[-1])["step"] if lines else 0
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -114,6 +133,7 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _check(training: str, n_kills: int, rng: random.Random, root: Path) -> int:
     """The number of runs that were killed and then did not end like the one left alone."""
+    steps = _STEPS[training]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     planner = root / "tiny"
@@ -136,7 +156,7 @@ def _check(training: str, n_kills: int, rng: random.Random, root: Path) -> int:
     while n_killed < n_kills:
         folder, moments = root / f"run{n_runs}", list[int]()
         n_runs += 1
-        while n_killed < n_kills and _killed(start(folder), folder, rng, seconds):
+        while n_killed < n_kills and _killed(start(folder), folder, rng, seconds, steps):
             n_killed += 1
             moments.append(_next_step(folder))
         wait(start(folder))

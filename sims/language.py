@@ -27,7 +27,7 @@ MAX_TASKS = 4
 
 _REFUSED, _KITCHEN = 0.3, 0.35
 _HOW_MANY = (0.4, 0.3, 0.17, 0.13)
-_FRAMED = 0.3
+_PLAIN, _FRAMED = 0.12, 0.3
 _ALIKE = 5
 _PASSING = 0.25
 _CAPITAL = 0.5
@@ -85,6 +85,8 @@ def ask(rng: np.random.Generator, tasks: Sequence[str], without: Sequence[str] =
 
 def _asked(rng: np.random.Generator, tasks: Sequence[str], without: Sequence[str]) -> str:
     language: Language = "en" if rng.random() < _ENGLISH else "zh"
+    if rng.random() < _PLAIN:
+        return canonical(tasks, language)
     if len(tasks) == 1 and (tasks[0] not in kitchen_tasks.TASKS or rng.random() >= _FRAMED):
         return str(rng.choice(instructions()[tasks[0]][language]))
     return _framed(rng, tasks, language, without)

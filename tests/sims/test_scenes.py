@@ -278,3 +278,12 @@ def test_requests_of_the_last_test_are_of_every_kind_and_in_no_other_set() -> No
     assert count[()] == 100
     several = [tasks for tasks in asked if len(tasks) > 1]
     assert several and all(kitchen_tasks.check_tasks(tasks) for tasks in several)
+
+
+@pytest.mark.parametrize("tasks", [("drawer-open",), ("microwave", "light switch")])
+def test_the_plainest_words_are_heard_often(tasks: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(0)
+    plain = {language.canonical(tasks, code) for code in language.LANGUAGES}
+    heard = [language.ask(rng, tasks) for _ in range(500)]
+    assert plain <= set(heard)
+    assert 0.08 < np.mean([said in plain for said in heard]) < 0.2
