@@ -66,8 +66,8 @@ def test_an_answer_never_names_a_task_twice() -> None:
 
 
 def test_refusals_name_the_nearest() -> None:
-    got = _route({REFUSE: 0.6, "kettle": 0.3, "hammer": 0.1})
-    assert got.env_id is None and got.tasks == () and got.probability == pytest.approx(0.6)
+    got = _route({REFUSE: 0.8, "kettle": 0.15, "hammer": 0.05})
+    assert got.env_id is None and got.tasks == () and got.probability == pytest.approx(0.8)
     assert got.refused == "no scene can do 'do it'; the nearest are: kettle, hammer, light"
 
 
