@@ -1,9 +1,9 @@
 """Kills trainings at random moments, resumes them, and compares with one that was left alone.
 
 A moment is any time after the start of the process, or just after some step, or one while a state
-is being written. A run that was killed is started again with `--resume` when it has a run.json, else as at
-first. In the end weights, Adam's moments, averages, random states, figures and log must be equal
-to the bit.
+is being written. A run that was killed is started again with `--resume` when it has a run.json,
+else as at first. In the end weights, Adam's moments, averages, random states, figures and log must
+be equal to the bit.
 
 `finetune` is `embodied finetune --stage words` of a tiny random planner. `toy` is a small network
 with dropout that also draws from the generators of NumPy and Python.
@@ -35,7 +35,10 @@ from embodied.training_state import seed_all
 
 os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
 
-_PRELOAD = ["__main__", "accelerate", "torch.utils.tensorboard", "embodied.cli.finetune_plan"]
+_PRELOAD = {
+    "toy": ["__main__", "accelerate", "torch.utils.tensorboard"],
+    "finetune": ["__main__", "accelerate", "torch.utils.tensorboard", "embodied.cli.finetune_plan"],
+}
 """So that a process spends its life with training and not with imports."""
 
 _STEPS, _SAVE_EVERY = {"toy": 300, "finetune": 24}, {"toy": 7, "finetune": 3}
@@ -80,7 +83,7 @@ def _run(training: str, folder: Path, planner: Path) -> None:
 def _killed(process: Any, folder: Path, rng: random.Random, seconds: float, steps: int) -> bool:
     """Kill the process at a random moment, unless it ends before."""
     started, seen = time.monotonic(), _half_written(folder)
-    after_s, after_step = rng.uniform(0, seconds), rng.randint(_next_step(folder) + 1, steps)
+    after_s, after_step = rng.uniform(0, seconds), rng.randint(_next_step(folder), steps)
     kind = rng.choices(("time", "step", "save"), (0.2, 0.4, 0.4))[0]
 
     def has_come() -> bool:
@@ -135,7 +138,7 @@ def _check(training: str, n_kills: int, rng: random.Random, root: Path) -> int:
     """The number of runs that were killed and then did not end like the one left alone."""
     steps = _STEPS[training]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload(_PRELOAD[training])
     planner = root / "tiny"
 
     def start(folder: Path) -> Any:
