@@ -52,6 +52,7 @@ def save(
     """
     target = Path(directory).absolute()
     _check_replaceable(target)
+    recover(target)
     ready = checked(target, {WEIGHTS: tensors, CONFIG: config, **(also or {})})
     scratch = None
     try:

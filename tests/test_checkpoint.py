@@ -22,6 +22,7 @@ from embodied.checkpoint import (
     CheckpointError,
     load,
     load_tensors,
+    recover,
     save,
     write_manifest,
 )
@@ -255,3 +256,16 @@ def test_a_manifest_cannot_lead_out_of_its_folder(name: str, tmp_path: Path) -> 
     manifest.write_text(manifest.read_text() + f"{'0' * 64}  {name}\n")
     with pytest.raises(CheckpointError, match="has a line that is no checksum"):
         load(tmp_path / "c")
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    (tmp_path / ".model.new-abc").mkdir()
+    (tmp_path / ".model.new-abc" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".other.new-abc").mkdir()
+    save(target, {"a": torch.ones(2)}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.new-abc", "model"]
+    target.rename(tmp_path / ".model.old")  # killed between the two renames
+    recover(target)
+    assert load(target)[0]["a"].tolist() == [1, 1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.new-abc", "model"]
