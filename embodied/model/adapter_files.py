@@ -47,12 +47,12 @@ def _json_values(config: Any, base: str) -> dict[str, Any]:
     return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}
 
 
-def read_adapters(folder: Path) -> Mapping[str, Tensor]:
+def read_adapters(folder: Path | str) -> Mapping[str, Tensor]:
     """The tensors of every adapter in `folder`, under peft's names; none where there is no file.
 
     Raises:
         CheckpointError: a file is cut, or a tensor is not finite.
     """
-    paths = [folder / f"{place}{TENSORS}" for place in _PLACES]
+    paths = [Path(folder) / f"{place}{TENSORS}" for place in _PLACES]
     found = [checkpoint.load_tensors(path) for path in paths if path.is_file()]
     return {name: tensor for part in found for name, tensor in part.items()}

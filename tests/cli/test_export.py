@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from embodied import checkpoint, weights
+from embodied.cli.assemble import SHIPPED
 from embodied.cli.export import ExportOptions, export
 from embodied.cli.main import main
 from embodied.config import ModelConfig, preset, with_adapter, with_llm
@@ -262,3 +263,25 @@ def test_a_folder_in_use_is_left_alone(
     with pytest.raises(ValueError, match="is not empty; name another folder"):
         export(ExportOptions(saved["lora"][0], "hub", tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# --- real weights -----------------------------------------------------------------------------
+
+
+def test_the_shipped_planner_by_plain_peft_and_transformers(tmp_path: Path) -> None:
+    shipped = SHIPPED / "planner"
+    if not (shipped / checkpoint.MANIFEST).is_file():
+        pytest.skip("needs the shipped weights")
+    planner = Planner.load(shipped)
+    logits = _logits(planner.llm)
+    base, _ = weights.load_llm(planner.config.llm, torch.bfloat16)
+    export(ExportOptions(shipped, "peft", tmp_path / "peft"))
+    read = peft.PeftModel.from_pretrained(base, str(tmp_path / "peft"))
+    assert torch.equal(_logits(read), logits)
+    told = json.loads((tmp_path / "peft" / CONFIG).read_text())
+    assert told["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    export(ExportOptions(shipped, "merged", tmp_path / "merged"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16)
+    planner.for_inference()
+    assert torch.equal(_logits(merged), _logits(planner.llm))
+    assert str(Path.home()) not in (tmp_path / "merged" / "config.json").read_text()
