@@ -57,6 +57,12 @@ class Motor:
             if steps % PICTURE_EVERY:
                 raise ValueError(f"{name} is a multiple of {PICTURE_EVERY} steps, got {steps}")
 
+    @property
+    def letting_go(self) -> list[np.ndarray]:
+        """The actions, each (A,), by which the robot lets go; none where it has none."""
+        action = np.array(self.retreat, np.float32)
+        return [action] * self.retreat_steps if len(action) else []
+
 
 @dataclass(frozen=True)
 class AgentOptions:
@@ -292,9 +298,9 @@ class Agent:
         if reaction in ("retry", "replan"):
             self._memory.learn(subgoal, verdict)
             if reaction == "replan":
-                self._plan(observation, self._retreat())
+                self._plan(observation, self._motor.letting_go)
             else:
-                self._begin_subgoal(self._task_span(self._index)[0], self._retreat())
+                self._begin_subgoal(self._task_span(self._index)[0], self._motor.letting_go)
             return True
         return False
 
@@ -336,7 +342,3 @@ class Agent:
         back = range((config.n_frames - 1) * config.clip_stride, -1, -config.clip_stride)
         frames = [seen[max(0, len(seen) - 1 - k)] for k in back]
         return stack_cameras(frames, config.cameras)[0]
-
-    def _retreat(self) -> list[np.ndarray]:
-        action = np.array(self._motor.retreat, np.float32)
-        return [action] * self._motor.retreat_steps if len(action) else []

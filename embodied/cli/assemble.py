@@ -109,7 +109,7 @@ def load_agent(
     told: set[str] = set()
     for folder in policy_folders(policy_dir or SHIPPED / "policies"):
         policy, former, config = load_policy(folder, planner)
-        motor = _motor(policy, former, config)
+        motor = make_motor(policy, former, config)
         told.add(policy.fed.ablate)
         for name in config.get("scenes", ("metaworld",)):
             if name in motors:
@@ -141,7 +141,8 @@ def policy_folders(folder: Path) -> list[Path]:
     return inside
 
 
-def _motor(policy: Any, former: EmbodiedFormer, config: dict[str, Any]) -> Motor:
+def make_motor(policy: Any, former: EmbodiedFormer, config: dict[str, Any]) -> Motor:
+    """What moves one robot, as a saved policy's config.json says."""
     settings: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in config["agent"].items()
     }

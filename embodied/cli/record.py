@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
@@ -29,6 +29,8 @@ _LINGER_STEPS = 10
 _STOP_STEPS = 28
 _FAULT_STEPS = (10, 60)
 _STRETCH_STEPS = 20
+_LATE, _LATE_STEPS = 0.5, 24
+_PATIENCE_STEPS = (50, 110)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,11 @@ class ExpertActor:
 
 
 class CorrectedActor(ExpertActor):
-    """A trained policy acts, told the true sub-goal; the expert labels every step."""
+    """A trained policy acts, told the true sub-goal; the expert labels every step.
+
+    As with the agent, the next sub-goal may begin late, and one that takes long is begun again
+    after letting go.
+    """
 
     recovers = False
 
@@ -138,18 +144,16 @@ class CorrectedActor(ExpertActor):
 
     def __init__(self, env: Any, seed: int, options: RecordOptions) -> None:
         super().__init__(env, seed, options)
-        self._controller = _load_controller(options)
+        self._controller, self._retreat = _load_controller(options)
 
     def begin(self, observation: Observation, instruction: str, vocabulary: Vocabulary) -> Plan:
         plan = super().begin(observation, instruction, vocabulary)
-        self._subgoals, self._index = plan.subgoals, -1
-        self._is_guided = False
+        self._subgoals, self._is_guided = plan.subgoals, False
+        self._turn_to(self._env.tracker.index)
         return plan
 
     def act(self, observation: Observation) -> Decision:
-        if self._index != self._env.tracker.index:
-            self._index = self._env.tracker.index
-            self._controller.begin(self._subgoals[self._index])
+        self._turn()
         executed = self._controller.act(observation).action
         label, _ = self._expert.act()
         if self._step % _STRETCH_STEPS == 0:
@@ -157,23 +161,44 @@ class CorrectedActor(ExpertActor):
         self._step += 1
         return Decision(label if self._is_guided else np.clip(executed, -1, 1), label=label)
 
+    def _turn(self) -> None:
+        """To the true sub-goal once its time has come, or to the same again."""
+        self._left -= 1
+        if self._env.tracker.index == self._index:
+            self._late = 0
+            if self._left == 0:
+                self._turn_to(self._index, self._retreat)
+        elif self._late == 0 and self._rng.random() < _LATE:
+            self._late = int(self._rng.integers(2, _LATE_STEPS))
+        elif self._late <= 1:
+            self._turn_to(self._env.tracker.index)
+        else:
+            self._late -= 1
+
+    def _turn_to(self, index: int, first: Sequence[np.ndarray] = ()) -> None:
+        self._index, self._late = index, 0
+        self._left: int = int(self._rng.integers(*_PATIENCE_STEPS))
+        self._controller.begin(self._subgoals[index], first)
+
     def report(self) -> dict[str, Any]:
         return {**super().report(), "acted": str(self._options.policy)}
 
 
 @cache
-def _load_controller(options: RecordOptions) -> Any:
+def _load_controller(options: RecordOptions) -> tuple[Any, list[np.ndarray]]:
+    """What turns sub-goals into actions, and the actions by which the robot lets go."""
     import torch
 
     from embodied.agent.controller import Controller
-    from embodied.cli.assemble import load_policy
+    from embodied.cli.assemble import load_policy, make_motor
     from embodied.model.planner import Planner
 
     assert options.model is not None and options.policy is not None
     torch.set_num_threads(1)
     planner = Planner.load(options.model)
     policy, former, config = load_policy(options.policy, planner)
-    return Controller(planner, former, policy, config["agent"]["execute"])
+    motor = make_motor(policy, former, config)
+    return Controller(planner, former, policy, motor.execute), motor.letting_go
 
 
 _env: Any = None  # a worker's environment, kept between its episodes of one task
