@@ -130,7 +130,7 @@ def samplers(planner: Planner, options: BenchOptions) -> dict[Recipe, Sampler]:
     ]
     shown = [SeenRecord(r, f[None]) for r, f in zip(records, frames, strict=True)]
     n_requests, *sizes = scaled((10, 7, 9, 3), options.batch_size)
-    requests = ConversationSampler([], language.Phrases(()), (n_requests, 0, 0))
+    requests = ConversationSampler([], language.Phrases(()), (n_requests, 0, 0, 0))
     told = {
         name: RecordSampler(seen, (sizes[0], sizes[1], sizes[2]))
         for name, seen in {"ours": cached, "plain": shown}.items()

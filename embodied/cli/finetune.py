@@ -3,7 +3,8 @@
 `align` trains the Embodied-former: places and verdicts, and a policy with it where there are
 episodes to imitate.
 `words` trains the adapter to tell from the words alone which task is meant, or to refuse.
-`plan` trains mapping and adapter to say plans and verdicts as well; the former is frozen.
+`plan` trains mapping and adapter to say plans, verdicts and answers as well; the former is frozen,
+or learns along with `--train_former`.
 
 Records of EgoCOT (`--records`) add questions and captions to `words`, which then trains the mapping
 too, and to `plan` their plans and verdicts as well.
@@ -68,6 +69,8 @@ class FinetuneOptions(StartOptions, LoopOptions):
         leave_out: tasks, or sets like mw5 and fk5, of which no episode, record or sentence is
             trained on, comma-separated; kept in the checkpoint.
         output_dir: where the log, the state and the result go.
+        train_former: in stage plan, whether the Embodied-former learns along: to find what a
+            question is about, for one. A policy that was tuned with this former needs its own copy.
         horizon: actions in a chunk.
         batch_size: samples a step, of all uses together; the stage's own number when 0.
         features_dir: where frozen features are cached.
@@ -85,6 +88,7 @@ class FinetuneOptions(StartOptions, LoopOptions):
     records: str = ""
     records_split: str = "train"
     leave_out: str = ""
+    train_former: bool = False
     horizon: int = 8
     batch_size: int = 0
     features_dir: Path = Path("outputs/features")

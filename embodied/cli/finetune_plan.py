@@ -26,18 +26,21 @@ from sims import language
 if TYPE_CHECKING:
     from embodied.cli.finetune import FinetuneOptions
 
-_WORDS_ONLY = (16, 0, 0)
-_ALL = (10, 7, 12)
+_WORDS_ONLY = (16, 0, 0, 0)
+_ALL = (12, 7, 10, 9)
 _OF_RECORDS = (6, 4, 6)
 _N_ANSWERS = 12
 
 
 class Speech(nn.Module):
-    """Language mapping and adapter under training; the former is frozen."""
+    """Language mapping, adapter and, if it does not stay frozen, Embodied-former under training."""
 
-    def __init__(self, planner: Planner) -> None:
+    def __init__(self, planner: Planner, train_former: bool = False) -> None:
         super().__init__()
         self._planner = [planner]  # in a list, so that the frozen towers are not its sub-modules
+        self._trains_former = train_former
+        if train_former:
+            self.former = planner.former
         self.mapping, self.llm = planner.mapping, planner.llm
         llm_parts.use_plain_attention(planner.llm)
 
@@ -69,8 +72,8 @@ class Speech(nn.Module):
         tokens = on_device(self._tokens(turns), device)
         visual = None
         if turns.vision is not None and turns.texts is not None:
-            with torch.no_grad():
-                planner.former.to(device)  # it is no part of this module
+            with torch.set_grad_enabled(self._trains_former and torch.is_grad_enabled()):
+                planner.former.to(device)  # it may be no part of this module
                 text = text_states(planner.former, planner.embed_texts, turns.texts)
                 queries = planner.former(turns.vision, text)
             visual = self.mapping(queries)
@@ -98,13 +101,14 @@ def finetune_plan(
 
     words_only = options.stage == "words"
     sampler = _sampler(planner, options, left_out)
-    planner.former.requires_grad_(False)
+    train_former = options.train_former and not words_only
+    planner.former.requires_grad_(train_former)
     planner.mapping.requires_grad_(not words_only or bool(options.records))
     if not (llm_parts.trained_parameters(planner.llm) or planner.mapping.weight.requires_grad):
         raise ValueError("stage words trains the adapter, and this planner has none")
     if options.gradient_checkpointing:
         llm_parts.use_gradient_checkpointing(planner.llm)
-    module = Speech(planner)
+    module = Speech(planner, train_former)
     print_trained(module)
     figures: dict[str, Any] = run_training("finetune", module, sampler, options)
     if not Processes.here().is_main:
@@ -133,8 +137,8 @@ def _sampler(
         ConversationSampler(episodes, phrases, sizes, seed=options.seed)
     ]
     if records:
-        sizes = scaled(record_share, options.batch_size)
-        samplers.append(RecordSampler(records, sizes, seed=options.seed))
+        of_records = scaled(record_share, options.batch_size)
+        samplers.append(RecordSampler(records, of_records, seed=options.seed))
     return lambda step: [turns for sampler in samplers for turns in sampler(step)]
 
 

@@ -1,7 +1,7 @@
-"""What the language model is trained to say: which task, which plan, what verdict.
+"""What the language model is trained to say: which task, which plan, what verdict, what answer.
 
-Three kinds of prompt and answer, in the very words of `embodied.model.planner`. Tasks are told
-from the words alone; plans and verdicts come with vision tokens of recorded episodes.
+Four kinds of prompt and answer, in the very words of `embodied.model.planner`. Tasks are told
+from the words alone; the others come with vision tokens of recorded episodes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ from embodied.egocot.dataset import (
     serving_subgoals,
     verdict_of,
 )
+from embodied.egocot.questions import draw_question
 from embodied.model.features import IMAGE_EVERY, n_images
 from embodied.model.llm import chat
 from embodied.model.plan import REASONS, REFUSE, grounded_nouns, steps_text, thought_text
 from embodied.model.planner import (
     JUDGE_TEXT,
+    QUESTION_TEXT,
     judge_prompt,
     plan_prompt,
     plan_text,
+    question_prompt,
 )
 from embodied.model.routing import ROUTE_PROMPT, spoken
 from embodied.types import Vocabulary
@@ -51,6 +54,8 @@ _AFTER = {
 _HAN = re.compile("[\u4e00-\u9fff]")  # English may have a dash or an arrow that is no ASCII
 
 _POOL = 4
+_ONE_CAMERA = 0.3
+"""How often questions are about the first camera's pictures alone, as of a video."""
 
 
 def vary(rng: np.random.Generator, sentence: str) -> str:
@@ -90,14 +95,14 @@ class ConversationSampler:
     Args:
         episodes: with cached features; may be empty when only words are asked for.
         phrases: what people say.
-        sizes: how many of task, plan and verdict a batch has.
+        sizes: how many of task, plan, verdict and answer a batch has.
     """
 
     def __init__(
         self,
         episodes: Sequence[Recorded],
         phrases: Phrasebook,
-        sizes: tuple[int, int, int],
+        sizes: tuple[int, int, int, int],
         seed: int = 0,
     ) -> None:
         self._by_task = group_by_task(episodes)
@@ -107,10 +112,8 @@ class ConversationSampler:
 
     def __call__(self, step: int) -> list[Turns]:
         rng = np.random.default_rng([self._seed, step])
-        n_task, n_plan, n_verdict = self._sizes
-        turns = [self._tasks(rng, n_task)] if n_task else []
-        turns += [self._plans(rng, n_plan)] if n_plan else []
-        return turns + ([self._verdicts(rng, n_verdict)] if n_verdict else [])
+        draws = (self._tasks, self._plans, self._verdicts, self._answers)
+        return [draw(rng, n) for draw, n in zip(draws, self._sizes, strict=True) if n]
 
     def _tasks(self, rng: np.random.Generator, size: int) -> Turns:
         """Requests of like length, so that little of the batch is padding."""
@@ -169,6 +172,17 @@ class ConversationSampler:
             [": ".join(verdict_of(e, index, step)) for e, step, index in rows],
             _stack([clip_tokens(e, step) for e, step, _ in rows]),
             [JUDGE_TEXT.format(s.text) for s in subgoals],
+        )
+
+    def _answers(self, rng: np.random.Generator, size: int) -> Turns:
+        asked = [draw_question(rng, self._by_task) for _ in range(size)]
+        tokens = _stack([clip_tokens(a.episode, a.step) for a in asked])
+        return Turns(
+            "answer",
+            [question_prompt(a.question) for a in asked],
+            [a.answer for a in asked],
+            tokens[:, :1] if rng.random() < _ONE_CAMERA else tokens,
+            [QUESTION_TEXT.format(a.question) for a in asked],
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from embodied.cli.main import main
 from embodied.egocot.conversations import ConversationSampler, Turns
 from embodied.egocot.dataset import AlignmentSampler
 from embodied.model.llm import chat
-from embodied.model.planner import Planner
+from embodied.model.planner import Planner, question_prompt
 from embodied.model.routing import ROUTE_PROMPT
 
 STAGES = ("align", "words", "plan")
@@ -37,7 +38,7 @@ MODULES = {
 FIGURES = {
     "align": {"action", "done", "place", "verdict_acc"},
     "words": {"task"},
-    "plan": {"task", "plan", "verdict"},
+    "plan": {"task", "plan", "verdict", "answer"},
 }
 STEPS = 3
 
@@ -240,3 +241,24 @@ def test_answers_become_likelier_by_the_adapter_alone(tiny_planner: Path) -> Non
     assert float(gain[:, :3].diagonal().mean()) > 0.5
     assert (gain[:, 0] > gain[:, 3]).all()  # of as many tokens, but never said
     assert all(p.grad is None for p in (*planner.former.parameters(), *module.mapping.parameters()))
+
+
+@pytest.mark.parametrize("train_former", [False, True])
+def test_answers_about_pictures_train_the_former_only_if_asked(
+    tiny_planner: Path, train_former: bool
+) -> None:
+    planner = Planner.load(tiny_planner)
+    planner.former.requires_grad_(train_former)
+    module = Speech(planner, train_former)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 32, 32, 3), dtype=np.uint8)
+    vision, texts = planner.see(pictures).float(), ["answer: is it open?", "answer: where?"]
+    batch = [Turns("answer", [question_prompt("?")] * 2, ["yes", "at 1 2"], vision, texts)]
+    loss, _ = module.loss(batch)
+    loss.backward()
+    reached = {name for name, p in planner.former.named_parameters() if p.grad is not None}
+    trained = {name for name, _ in module.named_parameters() if name.startswith("former.")}
+    if not train_former:
+        assert not reached and not trained
+    else:
+        assert {"queries", "camera_embedding"} <= reached
+        assert {f"former.{name}" for name in reached} <= trained

@@ -33,7 +33,7 @@ def test_episodes_of_what_is_left_out_are_gone(capsys: pytest.CaptureFixture[str
 
 def test_no_request_for_it_is_drawn_in_2000() -> None:
     """As the stages draw them, sixteen at a time."""
-    sampler = ConversationSampler([], language.Phrases(LEFT_OUT), (16, 0, 0))
+    sampler = ConversationSampler([], language.Phrases(LEFT_OUT), (16, 0, 0, 0))
     answers = [said for step in range(125) for said in sampler(step)[0].answers]
     assert len(answers) == 2000
     assert not {task for said in answers for task in said.split(", ")} & set(LEFT_OUT)

@@ -17,11 +17,18 @@ from embodied.agent.memory import Memory
 from embodied.egocot import conversations
 from embodied.egocot.conversations import ConversationSampler, Turns, vary
 from embodied.egocot.dataset import Recorded, motion_at, verdict_of
+from embodied.egocot.questions import facts_at
 from embodied.model.decoding import Decoded
 from embodied.model.features import IMAGE_EVERY, N_TUBELETS, TUBELET_EVERY
 from embodied.model.llm import chat
 from embodied.model.plan import GRID, REASONS, REFUSE, parse_thought, verdict_texts
-from embodied.model.planner import JUDGE_TEXT, PLAN_TEXT, Planner
+from embodied.model.planner import (
+    JUDGE_TEXT,
+    PLAN_TEXT,
+    QUESTION_TEXT,
+    Planner,
+    question_prompt,
+)
 from embodied.model.routing import ROUTE_PROMPT, route, spoken
 from embodied.types import STATUSES, Plan, Subgoal, Verdict, Vocabulary
 from sims import kitchen_tasks, language, scenes
@@ -35,7 +42,7 @@ BEFORE_WORDS, AFTER_WORDS = chat(ROUTE_PROMPT).split("{instruction}")
 
 
 def _sampler(
-    episodes: Sequence[Recorded], sizes: tuple[int, int, int] = (8, 6, 5), **changes: Any
+    episodes: Sequence[Recorded], sizes: tuple[int, int, int, int] = (8, 6, 5, 4), **changes: Any
 ) -> ConversationSampler:
     return ConversationSampler(episodes, language, sizes, **changes)
 
@@ -104,10 +111,10 @@ def test_a_batch_is_a_function_of_seed_and_step(make: Make) -> None:
     assert not same(_sampler(episodes, seed=1)(0), batches[0])
 
 
-def test_three_kinds_of_turns_in_the_sizes_asked_for(make: Make) -> None:
-    task, plan, verdict = _sampler([make(seed=1), make(HAMMER, 2)])(0)
-    assert [t.kind for t in (task, plan, verdict)] == ["task", "plan", "verdict"]
-    for turns, size in ((task, 8), (plan, 6), (verdict, 5)):
+def test_four_kinds_of_turns_in_the_sizes_asked_for(make: Make) -> None:
+    task, plan, verdict, answer = _sampler([make(seed=1), make(HAMMER, 2)])(0)
+    assert [t.kind for t in (task, plan, verdict, answer)] == ["task", "plan", "verdict", "answer"]
+    for turns, size in ((task, 8), (plan, 6), (verdict, 5), (answer, 4)):
         assert len(turns.prompts) == len(turns.answers) == size
     assert task.vision is None and task.texts is None
     for turns, size, n_times in ((plan, 6, 1), (verdict, 5, N_TUBELETS)):
@@ -117,7 +124,7 @@ def test_three_kinds_of_turns_in_the_sizes_asked_for(make: Make) -> None:
 
 
 def test_words_alone_need_no_episodes() -> None:
-    (turns,) = _sampler([], (4, 0, 0))(0)
+    (turns,) = _sampler([], (4, 0, 0, 0))(0)
     assert turns.kind == "task" and len(turns.prompts) == 4
 
 
@@ -125,7 +132,7 @@ def test_words_alone_need_no_episodes() -> None:
 
 
 def test_tasks_are_asked_for_and_answered_as_when_routing() -> None:
-    sampler, n_told = _sampler([], (16, 0, 0)), Counter[int]()
+    sampler, n_told = _sampler([], (16, 0, 0, 0)), Counter[int]()
     for step in range(40):
         (turns,) = sampler(step)
         for prompt, answer in zip(turns.prompts, turns.answers, strict=True):
@@ -167,7 +174,7 @@ def _requested(prompt: str) -> int:
 
 
 def test_each_request_keeps_its_own_answer() -> None:
-    (turns,) = ConversationSampler([], Requests(), (200, 0, 0))(0)
+    (turns,) = ConversationSampler([], Requests(), (200, 0, 0, 0))(0)
     expected = {0: REFUSE, 1: "b{0:02d}, a{0:02d}"}  # in the order that was asked for
     for prompt, answer in zip(turns.prompts, turns.answers, strict=True):
         i = _requested(prompt)
@@ -175,7 +182,7 @@ def test_each_request_keeps_its_own_answer() -> None:
 
 
 def test_batches_are_of_like_length_yet_every_request_is_as_likely() -> None:
-    sampler, n_steps = ConversationSampler([], Requests(), (16, 0, 0)), 1200
+    sampler, n_steps = ConversationSampler([], Requests(), (16, 0, 0, 0)), 1200
     drawn: Counter[int] = Counter()
     within = []
     for step in range(n_steps):
@@ -212,7 +219,7 @@ def test_plans_are_asked_for_as_at_run_time_and_the_answer_is_the_plan(
     episode, words = make(env_id, length=60), LLTokenizer("byte")
     plan, n_after_failure = episode.meta.plan, 0
     for number in range(8):
-        (turns,) = _sampler([episode], (0, 6, 0))(number)
+        (turns,) = _sampler([episode], (0, 6, 0, 0))(number)
         assert turns.texts is not None
         for i, (prompt, answer) in enumerate(zip(turns.prompts, turns.answers, strict=True)):
             model, experience = RunTime(answer), _experience(prompt)
@@ -247,7 +254,7 @@ def test_tasks_are_told_in_every_scene_that_offers_several(make: Make) -> None:
         episode = make(SEVERAL if env_id == "kitchen/2" else env_id)
         meta = dataclasses.replace(episode.meta, env_id=env_id)
         episode = dataclasses.replace(episode, meta=meta)
-        (turns,) = _sampler([episode], (0, 1, 0))(0)
+        (turns,) = _sampler([episode], (0, 1, 0, 0))(0)
         several = len(CATALOGUE[scenes.scene_of(env_id)].tasks) > 1
         expected = f"\nTasks: {spoken(episode.tasks)}\n" if several else "Tasks:"
         assert (expected in turns.prompts[0]) == several, env_id
@@ -258,7 +265,7 @@ def test_several_tasks_are_planned_one_by_one(make: Make) -> None:
     alone = [make(f"kitchen/{task}", seed) for seed, task in enumerate(several.tasks)]
     met = set()
     for number in range(30):
-        (turns,) = _sampler([several, *alone], (0, 4, 0))(number)
+        (turns,) = _sampler([several, *alone], (0, 4, 0, 0))(number)
         assert turns.vision is not None and turns.texts is not None
         for i, (prompt, answer) in enumerate(zip(turns.prompts, turns.answers, strict=True)):
             if int(turns.vision[i, 0, -1, 0, 0]) != several.meta.seed:
@@ -275,7 +282,7 @@ def test_several_tasks_are_planned_one_by_one(make: Make) -> None:
 def test_what_failed_is_told_as_the_agent_remembers_it(make: Make) -> None:
     episode, told = make(SEVERAL, length=90), set()
     for number in range(40):
-        (turns,) = _sampler([episode], (0, 4, 0))(number)
+        (turns,) = _sampler([episode], (0, 4, 0, 0))(number)
         for i, prompt in enumerate(turns.prompts):
             if not (experience := _experience(prompt)):
                 continue
@@ -292,7 +299,7 @@ def test_what_failed_is_told_as_the_agent_remembers_it(make: Make) -> None:
 
 def test_half_of_the_plans_are_made_at_the_beginning(make: Make) -> None:
     episode = make(length=60)
-    (turns,) = _sampler([episode], (0, 300, 0))(0)
+    (turns,) = _sampler([episode], (0, 300, 0, 0))(0)
     steps = [_step_of(turns, i, episode) for i in range(300)]
     assert steps.count(0) / 300 == pytest.approx(0.5, abs=0.1)
     assert max(steps) == 58 and not any(
@@ -304,7 +311,7 @@ def test_a_plan_leaves_out_what_is_out_of_view(make: Make) -> None:
     episode = make(length=20)
     episode.places["drawer handle"][:, 0] = (0.5, 1.2)
     episode.places["gripper"][:, 1] = np.nan  # in the other camera's picture
-    (turns,) = _sampler([episode], (0, 4, 0))(0)
+    (turns,) = _sampler([episode], (0, 4, 0, 0))(0)
     assert all(set(parse_thought(a.split("\n")[0])) == {"gripper"} for a in turns.answers)
 
 
@@ -316,7 +323,7 @@ def test_verdicts_are_asked_for_as_at_run_time_and_can_be_spoken(make: Make) -> 
     by_seed = {1: still, 2: make(HAMMER, 2, 60), 3: make(SEVERAL, 3, 90)}
     drawn: set[str] = set()
     for number in range(15):
-        (turns,) = _sampler([*by_seed.values()], (0, 0, 6))(number)
+        (turns,) = _sampler([*by_seed.values()], (0, 0, 6, 0))(number)
         assert turns.vision is not None and turns.texts is not None
         for i, (prompt, answer) in enumerate(zip(turns.prompts, turns.answers, strict=True)):
             seed, row = (int(x) for x in turns.vision[i, 0, -1, 0, :2])
@@ -332,6 +339,26 @@ def test_verdicts_are_asked_for_as_at_run_time_and_can_be_spoken(make: Make) -> 
             assert (got.status, got.reason) == verdict_of(episode, index, step)
             drawn.add(got.status)
     assert drawn == set(STATUSES)
+
+
+# --- questions -------------------------------------------------------------------------------
+
+
+def test_questions_are_asked_as_at_run_time_and_true_of_the_clip(make: Make) -> None:
+    by_seed = {1: make(seed=1, length=60), 2: make(HAMMER, 2, 60)}
+    n_cameras = set()
+    for number in range(30):
+        (turns,) = _sampler([*by_seed.values()], (0, 0, 0, 6))(number)
+        assert turns.vision is not None and turns.texts is not None
+        n_cameras.add(turns.vision.shape[1])
+        for i, (prompt, answer) in enumerate(zip(turns.prompts, turns.answers, strict=True)):
+            seed, row = (int(x) for x in turns.vision[i, 0, -1, 0, :2])
+            episode = by_seed[seed]
+            step = (row - episode.span.first_tubelet) * TUBELET_EVERY + IMAGE_EVERY
+            assert answer in {fact.answer for fact in facts_at(episode, step)}
+            question = turns.texts[i].removeprefix(QUESTION_TEXT.format(""))
+            assert prompt == question_prompt(question)
+    assert n_cameras == {1, 2}  # a video has one
 
 
 # --- the same request in other words ---------------------------------------------------------
