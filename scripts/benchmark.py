@@ -79,6 +79,8 @@ class BenchmarkOptions:
         name: mw5, fk5 or mt50.
         model: the planner to start from; one that has left the benchmark's tasks out, such as
             scripts/held_out.sh makes. The shipped one has seen them, and the table says so.
+        init: a policy to start from, such as held_out.sh makes beside its planner; a fresh one when
+            not given. It too must have left the benchmark's tasks out for a row "held out".
         output_dir: outputs/<name> when not given.
         full: the whole protocol: 5 seeds × 2 cameras × 100 layouts; 50 demonstrations for mt50.
         n_demos: instead of the protocol's.
@@ -92,6 +94,7 @@ class BenchmarkOptions:
 
     name: Literal["mw5", "fk5", "mt50"]
     model: Path | None = None
+    init: Path | None = None
     output_dir: Path | None = None
     full: bool = False
     n_demos: tuple[int, ...] = ()
@@ -141,7 +144,8 @@ class Row:
         words = [f"{self.n_demos}demos", self.cameras.replace(",", "+"), self.policy]
         words += [f"{self.steps}steps"]
         words += [w for w in (self.features, self.ablate) if w not in ("former", "none")]
-        words += [*(["per_task"] if self.per_task else []), self.start.replace(" ", "_")]
+        start = self.start.replace(", ", "_").replace(" ", "_")
+        words += [*(["per_task"] if self.per_task else []), start]
         words += [self.rule] if self.rule else []
         return out / "_".join(words)
 
@@ -157,11 +161,12 @@ def rows_of(options: BenchmarkOptions, start: str) -> list[Row]:
 
 
 def start_of(options: BenchmarkOptions) -> str:
-    """Whether the planner has seen the benchmark's tasks."""
-    if options.model is None:
-        return "tasks seen"
+    """Whether the planner, or the policy to start from, has seen the benchmark's tasks."""
+    starts = [options.model, *([] if options.init is None else [options.init])]
     tasks = set(scenes.resolve_tasks(options.name))
-    return "tasks seen" if tasks - set(left_out_of(options.model)) else "held out"
+    if any(start is None or tasks - set(left_out_of(start)) for start in starts):
+        return "tasks seen"
+    return "held out" if options.init is None else "held out, policy too"
 
 
 # --- what is run ------------------------------------------------------------------------------
@@ -204,6 +209,7 @@ def train(options: BenchmarkOptions, row: Row, demos: Path, seed: int) -> None:
         argv += ["--features_dir", str(options.out / "features")]
         argv += ["--tasks", ",".join(scenes.tasks_of(part))] if options.per_task else []
         argv += [] if options.model is None else ["--model", str(options.model)]
+        argv += [] if options.init is None else ["--init", str(options.init)]
         folder = _place(options, row, seed, part) / "train"
         if not (folder / "policy" / "config.json").is_file():
             embodied("train-policy", *argv, "--output_dir", str(folder))

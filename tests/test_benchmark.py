@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from embodied.cli import eval_info
+from embodied.cli.assemble import SHIPPED
 from embodied.cli.main import COMMANDS, _parse
 from embodied.metrics import OverSeeds, Rate
 from sims import scenes
@@ -112,6 +113,10 @@ def test_the_planner_s_config_says_whether_it_has_seen_the_tasks(
     assert benchmark.start_of(options) == "held out"
     assert benchmark.start_of(benchmark.BenchmarkOptions("fk5", model=tmp_path)) == "tasks seen"
     assert benchmark.start_of(benchmark.BenchmarkOptions("mw5")) == "tasks seen"
+    both = benchmark.BenchmarkOptions("mw5", model=tmp_path, init=tmp_path)
+    assert benchmark.start_of(both) == "held out, policy too"
+    seen = benchmark.BenchmarkOptions("mw5", model=tmp_path, init=SHIPPED / "policies/metaworld")
+    assert benchmark.start_of(seen) == "tasks seen"
     left_out = left_out[1:]
     assert benchmark.start_of(options) == "tasks seen"
 
