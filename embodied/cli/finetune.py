@@ -25,6 +25,7 @@ from embodied.cli.assemble import save_policy
 from embodied.cli.splits import LEFT_OUT, tasks_left_out, without
 from embodied.cli.start import StartOptions, planner_to_train
 from embodied.cli.training import run_training
+from embodied.cli.unseen import seen_notes
 from embodied.egocot.dataset import AlignmentSampler, Recorded, load_recorded
 from embodied.episodes import DatasetReader
 from embodied.model.alignment import Alignment
@@ -200,6 +201,7 @@ def align(planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...] 
     }
     planner.save(options.output_dir / "planner", **notes)
     if policy is not None:
+        notes |= seen_notes(episode.meta for episode in act_on)
         save_policy(options.output_dir / "policy", policy, None, agent=agent, **notes)
     return 0
 

@@ -19,6 +19,7 @@ from embodied.cli.assemble import SHIPPED, load_policy, save_policy
 from embodied.cli.finetune import AGENTS, print_trained
 from embodied.cli.lerobot_layout import publish
 from embodied.cli.training import run_training
+from embodied.cli.unseen import seen_notes
 from embodied.egocot.dataset import (
     AlignmentSampler,
     Recorded,
@@ -354,7 +355,7 @@ def _save(
         "trained_on": options.dataset,
         "n_demos": options.n_demos,
         "scenes": _families(demos),
-        "train_seeds": sorted({demo.meta.seed for demo in demos}),
+        **seen_notes((demo.meta for demo in demos), options.init),
         "figures": figures,
     }
     folder = options.output_dir / "policy"

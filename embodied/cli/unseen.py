@@ -6,11 +6,31 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import embodied
 
+if TYPE_CHECKING:
+    from embodied.episodes import EpisodeMeta
+
+_SEEDS, _HASHES = "train_seeds", "train_layouts"
 _SHIPPED = Path(embodied.__path__[0]) / "pretrained" / "small"
+
+
+def seen_notes(episodes: Iterable[EpisodeMeta], start: Path | None = None) -> dict[str, Any]:
+    """What a policy's config.json says of the layouts that it was trained on.
+
+    Args:
+        start: the policy that training went on from.
+    """
+    before: dict[str, Any] = {}
+    if start is not None:
+        before = json.loads((start / "config.json").read_text(encoding="utf-8"))
+    seeds, hashes = set(before.get(_SEEDS) or ()), set(before.get(_HASHES) or ())
+    for episode in episodes:
+        seeds.add(episode.seed)
+        hashes.add(episode.layout_sha)
+    return {_SEEDS: sorted(seeds), _HASHES: sorted(hashes - {""})}
 
 
 @dataclass(frozen=True)
@@ -42,8 +62,8 @@ class TrainLayouts:
             return  # damaged: whoever loads the weights says so
         for scene in config.get("scenes", ("metaworld",)):
             known = self.seeds.setdefault(scene, {})
-            known.update(dict.fromkeys(config.get("train_seeds") or (), path.parent))
-        self.hashes.update(dict.fromkeys(config.get("train_layouts") or (), path.parent))
+            known.update(dict.fromkeys(config.get(_SEEDS) or (), path.parent))
+        self.hashes.update(dict.fromkeys(config.get(_HASHES) or (), path.parent))
 
     def check_seeds(self, wanted: Iterable[tuple[str, int]]) -> None:
         """Raises ValueError when one of the (environment id, seed) was trained on."""

@@ -92,6 +92,7 @@ def test_a_policy_with_a_former_of_its_own(straight: Path, planner: Planner) -> 
     mine, theirs = former.state_dict(), planner.former.state_dict()
     assert not any(torch.equal(mine[k], theirs[k]) for k in mine if k.endswith("query.weight"))
     assert config["train_seeds"] == [0, 1] and config["n_demos"] == 0
+    assert len(config["train_layouts"]) == 2
     assert config["agent"]["execute"] == 4 and config["scenes"] == ["metaworld"]
     assert set(config["figures"]) == {"loss", "action", "done", "place", "lr"}
     assert all(math.isfinite(value) for value in config["figures"].values())
