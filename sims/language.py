@@ -1,8 +1,8 @@
 """What people say to the scenes: instructions, and requests that no scene can meet.
 
 Meta-World's instructions are whole sentences; the kitchen's, which ask for up to four things in an
-order, are put together from clauses and frames that were written by hand as well. Imports no
-simulator, so that the command line starts fast.
+order, are put together from clauses and frames that were written by hand as well, and so are most
+refusals. Imports no simulator, so that the command line starts fast.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ MAX_TASKS = 4
 """The most tasks that one sentence asks for."""
 
 _REFUSED, _KITCHEN = 0.3, 0.35
+_COMPOSED = 0.6
+_TALK, _PAIRED, _WRAPPED = 0.4, 0.12, 0.4
 _HOW_MANY = (0.4, 0.3, 0.17, 0.13)
 _PLAIN, _FRAMED = 0.12, 0.3
 _ALIKE = 5
@@ -34,6 +36,7 @@ _CAPITAL = 0.5
 _ENGLISH = 0.65
 _CHOICE = re.compile(r"\[([^][]*\|[^][]*)\]")
 _SLOT = re.compile(r"\{([a-z]+)(\d)\}")
+_PART = re.compile(r"\{([a-z_]+)\}")
 _START = re.compile(r"(?:^|[.!?] )[a-z]")
 _TRIES = 200
 
@@ -50,7 +53,7 @@ def instructions() -> dict[str, dict[str, list[str]]]:
 
 
 def refusals() -> dict[str, list[str]]:
-    """Language → requests that no scene can meet."""
+    """Language → requests that no scene can meet, those that were written whole."""
     there, kitchen = _read("refusals"), _read("kitchen")["refuse"]
     return {language: [*there[language], *kitchen[language]] for language in LANGUAGES}
 
@@ -172,14 +175,76 @@ def request(rng: np.random.Generator, without: Sequence[str] = ()) -> tuple[str,
         raise ValueError("no task is left to ask for")
     drawn = rng.random()
     if drawn < _REFUSED:
-        said = _refused(tuple(without))
-        return str(said[int(rng.integers(len(said)))]), ()
+        return _refusal(rng, without), ()
     if rooms and (drawn < _REFUSED + _KITCHEN or not tables):
         n_tasks = min(int(rng.choice(MAX_TASKS, p=_HOW_MANY)) + 1, len(rooms))
         tasks = tuple(rng.permutation(rooms)[:n_tasks].tolist())
     else:
         tasks = (str(rng.choice(tables)),)
     return ask(rng, tasks, without), tasks
+
+
+def _refusal(rng: np.random.Generator, without: Sequence[str]) -> str:
+    """A request that no scene can meet: put together, or else one that was written whole."""
+    if rng.random() < _COMPOSED:
+        return composed_refusal(rng, without)
+    said = _refused(tuple(without))
+    return said[int(rng.integers(len(said)))]
+
+
+def composed_refusal(rng: np.random.Generator, without: Sequence[str] = ()) -> str:
+    """A request that no scene can meet, put together from frames and words, in either language.
+
+    Args:
+        without: tasks that are not to be named.
+    """
+    language: Language = "en" if rng.random() < _ENGLISH else "zh"
+    for _ in range(_TRIES):
+        said = _composed(rng, language)
+        if _plain(said) not in _asked_for() and not names_any(said, without):
+            return _START.sub(lambda m: m[0].upper(), said) if rng.random() < _CAPITAL else said
+    raise ValueError(f"every refusal names one of {list(without)}")
+
+
+def _composed(rng: np.random.Generator, language: Language) -> str:
+    """Talk, or a deed that nobody offers: alone, asked for politely, or two in a row."""
+    parts = _read("refused_parts")[language]
+    if rng.random() < _TALK:
+        return _filled(rng, _of_any_kind(rng, parts["talk"]), parts["words"])
+    deeds = [_filled(rng, _of_any_kind(rng, parts["deeds"]), parts["words"]) for _ in range(2)]
+    paired, wrapped = (rng.random(2) < (_PAIRED, _WRAPPED)).tolist()
+    if paired:
+        two = dict(zip(("first", "second"), deeds, strict=True))
+        return _PART.sub(lambda match: two[match[1]], str(rng.choice(parts["pairs"])))
+    return str(rng.choice(parts["wrap"])).replace("{said}", deeds[0]) if wrapped else deeds[0]
+
+
+def _of_any_kind(rng: np.random.Generator, kinds: dict[str, list[str]]) -> str:
+    """A frame of a kind; each kind is as likely as the next, however many frames it has."""
+    return str(rng.choice(kinds[str(rng.choice(list(kinds)))]))
+
+
+def _filled(rng: np.random.Generator, frame: str, words: dict[str, list[str]]) -> str:
+    """`frame` with one of each [choice|of words] made and a word in each slot.
+
+    Words may have slots of their own.
+    """
+    frame = _CHOICE.sub(lambda match: str(rng.choice(match[1].split("|"))), frame)
+    while _PART.search(frame):
+        frame = _PART.sub(lambda match: str(rng.choice(words[match[1]])), frame)
+    return frame
+
+
+def _plain(said: str) -> str:
+    """`said` regardless of capitals and punctuation."""
+    return re.sub(r"[\W_]+", " ", said.casefold()).strip()
+
+
+@cache
+def _asked_for() -> frozenset[str]:
+    """Every whole sentence that asks for a task, plainly."""
+    every = [said for ways in instructions().values() for said in ways.values()]
+    return frozenset(_plain(text) for said in every for text in said)
 
 
 @cache

@@ -230,7 +230,45 @@ def test_requests_are_of_every_kind_and_told_apart() -> None:
     assert {len(tasks) for _, tasks in drawn} == {0, 1, 2, 3, 4}
     assert not refused & {said for said, tasks in drawn if tasks}
     every_refusal = {text for texts in language.refusals().values() for text in texts}
-    assert refused <= every_refusal
+    assert 0.45 < len(refused - every_refusal) / len(refused) < 0.75  # put together
+
+
+def test_refusals_put_together_are_many_and_ask_for_nothing() -> None:
+    rng, han = np.random.default_rng(0), re.compile(r"[\u4e00-\u9fff]")
+    drawn = [language.composed_refusal(rng) for _ in range(3000)]
+    book = language.instructions()
+    asked = {_plain(text) for ways in book.values() for said in ways.values() for text in said}
+    assert not asked & {_plain(text) for text in drawn}
+    assert len(set(drawn)) > 2500
+    assert 0.2 < np.mean([bool(han.search(text)) for text in drawn]) < 0.5
+    assert all(said.strip() == said and not set("{}[]|") & set(said) for said in drawn)
+    again = np.random.default_rng(0)
+    assert drawn[:50] == [language.composed_refusal(again) for _ in range(50)]
+
+
+def test_every_part_of_a_refusal_has_its_words_and_its_language() -> None:
+    han = re.compile(r"[\u4e00-\u9fff]")
+    for code, parts in language._read("refused_parts").items():
+        words = parts["words"]
+        kinds = {**parts["deeds"], **parts["talk"]}
+        frames = [frame for ways in kinds.values() for frame in ways]
+        texts = [*frames, *(text for ways in words.values() for text in ways)]
+        used = {slot for text in texts for slot in re.findall(r"\{([a-z_]+)\}", text)}
+        assert used == set(words)
+        assert len(set(frames)) > 500
+        assert all(text.count("{said}") == 1 for text in parts["wrap"])
+        assert all({"first", "second"} == set(re.findall(r"\{(\w+)\}", p)) for p in parts["pairs"])
+        if code == "en":
+            assert not any(han.search(text) for text in [*texts, *parts["wrap"], *parts["pairs"]])
+
+
+@pytest.mark.parametrize("left_out", [kitchen_tasks.FK5, kitchen_tasks.TASKS])
+def test_refusals_put_together_do_not_name_what_is_left_out(left_out: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [language.composed_refusal(rng, left_out) for _ in range(1000)]
+    assert not any(language.names_any(said, left_out) for said in drawn)
+    every = [language.composed_refusal(rng) for _ in range(300)]
+    assert any(language.names_any(said, left_out) for said in every)
 
 
 @pytest.mark.parametrize(
