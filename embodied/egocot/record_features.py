@@ -16,7 +16,7 @@ from embodied.egocot.clips import read_clip
 from embodied.egocot.quarantine import Quarantine
 from embodied.egocot.readers.official import read_official
 from embodied.egocot.records import Record, read_records
-from embodied.model.features import vision_parts
+from embodied.model.features import finish, is_finished, vision_parts
 from embodied.model.planner import Planner
 
 
@@ -57,7 +57,7 @@ def see_records(
     """
     clips = list(dict.fromkeys(map(_clip_of, records)))
     cached = root / _key(planner, folder, clips)
-    if not (cached / "done.json").is_file():
+    if not is_finished(cached):
         _fill(planner, folder, clips, cached)
     tokens = np.load(cached / "clips.npy", mmap_mode="r")
     rows = {clip: row for row, clip in enumerate(clips)}
@@ -89,4 +89,4 @@ def _fill(planner: Planner, folder: Path, clips: Sequence[_Clip], cached: Path) 
         with torch.inference_mode():
             out[row] = planner.see(frames[None, None])[0].half().cpu().numpy()
     out.flush()
-    (cached / "done.json").write_text(json.dumps({"clips": len(clips)}))
+    finish(cached, {"clips": len(clips)})

@@ -26,6 +26,7 @@ from embodied.model.former import EmbodiedFormer, TextState
 from embodied.model.planner import Planner, cameras_of
 from embodied.random_weights import is_random
 from embodied.types import Features
+from embodied.video import replacing
 from embodied.weights import WHEELS
 
 IMAGE_EVERY = 2
@@ -34,6 +35,7 @@ IMAGE_EVERY = 2
 TUBELET_EVERY = 2 * IMAGE_EVERY
 N_TUBELETS = 4
 _BATCH = 16
+_DONE = "done.json"
 _USUAL_SIZE = (224, 224)
 """Height and width of recorded pictures which, like everything usual, the keys do not mention."""
 
@@ -89,6 +91,17 @@ def n_tubelets(length: int) -> int:
     return max(1, (length - IMAGE_EVERY - 1) // TUBELET_EVERY + 1)
 
 
+def finish(folder: Path, what: dict[str, Any]) -> None:
+    """Say in a cache's folder that all of it is there, and what that is."""
+    with replacing(folder / _DONE) as partial:
+        partial.write_text(json.dumps(what))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether all of a cache is there, and not what an interrupted run has left."""
+    return (folder / _DONE).is_file()
+
+
 class FeatureCache:
     """Frozen vision tokens of a data set's pictures and tubelets, float16, memory-mapped.
 
@@ -116,7 +129,7 @@ class FeatureCache:
         if cameras is not None and list(cameras) != list(range(self.images.shape[1])):
             self.images = _OfCameras(self.images, cameras)
             self.tubelets = _OfCameras(self.tubelets, cameras)
-        done = json.loads((folder / "done.json").read_text())
+        done = json.loads((folder / _DONE).read_text())
         spans = _spans(done["lengths"])
         numbers = done.get("episodes")
         self.spans = spans if numbers is None else dict(zip(numbers, spans, strict=True))
@@ -129,10 +142,10 @@ class FeatureCache:
         """
         lengths = [episode.length for episode in reader.episodes]
         folder = root / _key(planner.config, reader, weights=_fingerprint(planner))
-        if not (folder / "done.json").is_file():
+        if not is_finished(folder):
             cameras = cameras_of(planner.config.cameras, tuple(reader.cameras))
             _fill(planner, reader, folder, cameras, range(len(lengths)))
-            (folder / "done.json").write_text(json.dumps({"lengths": lengths}))
+            finish(folder, {"lengths": lengths})
         return cls(folder)
 
     @classmethod
@@ -158,16 +171,15 @@ class FeatureCache:
         weights = _fingerprint(planner)
         if not variant and set(cameras) <= set(usual):
             whole = root / _key(planner.config, reader, weights=weights)
-            if (whole / "done.json").is_file():
+            if is_finished(whole):
                 return cls(whole, [usual.index(camera) for camera in cameras])
         part = [list(episodes), *([f"altered {variant}"] if variant else [])]
         key = _key(planner.config, reader, cameras=cameras, weights=weights, part=part)
         folder = root / key
-        if not (folder / "done.json").is_file():
+        if not is_finished(folder):
             _fill(planner, reader, folder, cameras, episodes, variant)
             lengths = [reader.episodes[i].length for i in episodes]
-            done = {"lengths": lengths, "episodes": list(episodes)}
-            (folder / "done.json").write_text(json.dumps(done))
+            finish(folder, {"lengths": lengths, "episodes": list(episodes)})
         return cls(folder)
 
 
