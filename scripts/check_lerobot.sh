@@ -3,30 +3,21 @@
 #
 #   scripts/check_lerobot.sh DATASET
 #
-# lerobot 0.4.4 needs older packages than ours, so it gets a virtual environment of its own, once:
-# outputs/lerobot-0.4.4, or $LEROBOT_VENV. On Linux that is about 8 GB, most of it CUDA's libraries.
+# lerobot needs older packages than ours, so it gets a virtual environment of its own, once.
 set -euo pipefail
 
-VERSION=0.4.4
 if [ $# -ne 1 ] || [ ! -f "$1/meta/info.json" ]; then
   echo "usage: scripts/check_lerobot.sh DATASET   (a folder with meta/info.json), got: $*" >&2
   exit 2
 fi
 DATASET=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.."
-VENV=${LEROBOT_VENV:-outputs/lerobot-$VERSION}
-
-if [ "$("$VENV/bin/python" -c 'import importlib.metadata as m; print(m.version("lerobot"))' \
-  2>/dev/null)" != "$VERSION" ]; then
-  echo "installing lerobot $VERSION into $VENV" >&2
-  "${PYTHON:-python3.11}" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install -qq --disable-pip-version-check "lerobot==$VERSION"
-fi
+LEROBOT=$(scripts/install_lerobot.sh)
 
 CACHE=$(mktemp -d)
 trap 'rm -rf "$CACHE"' EXIT
 export HF_HUB_OFFLINE=1 HF_HOME="$CACHE" TOKENIZERS_PARALLELISM=false
-"$VENV/bin/python" - "$DATASET" <<'PYTHON'
+"$LEROBOT" - "$DATASET" <<'PYTHON'
 import logging
 import sys
 from collections import Counter

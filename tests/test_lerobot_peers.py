@@ -1,0 +1,281 @@
+"""LeRobot's policies beside ours: frames between the processes, the server, what is compared."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import struct
+import sys
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embodied.types import Observation
+from sims import scenes
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+DRAWER = "metaworld/drawer-open-v3"
+
+_FAKE_SERVER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import lerobot_server, lerobot_wire as wire
+import numpy as np
+
+class Fake:
+    n = -1
+
+    def reset(self):
+        self.n = 0
+
+    def act(self, state, images):
+        print("chatter")
+        self.n += 1
+        if self.n == int(sys.argv[2]):
+            sys.exit(3)
+        return np.array([self.n, state.sum(), sum(int(i[0, 0, 0]) for i in images.values()), 0.0])
+
+sink = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)
+wire.send(sink, {"ready": np.array(7)})
+lerobot_server.serve(Fake(), sys.stdin.buffer, sink)
+"""
+
+
+def _module(name: str) -> ModuleType:
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture(scope="module")
+def wire() -> ModuleType:
+    return _module("lerobot_wire")
+
+
+def _frame(wire: ModuleType, **arrays: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    wire.send(stream, arrays)
+    return stream.getvalue()
+
+
+# --- frames -----------------------------------------------------------------------------------
+
+
+def test_arrays_come_back_as_they_were(wire: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    sent = {
+        "state": rng.normal(size=4).astype(np.float32),
+        "images.wrist": rng.integers(0, 256, (6, 5, 3), np.uint8),
+        "first": np.array(True),
+        "nothing": np.empty((0, 3)),
+    }
+    stream = io.BytesIO(_frame(wire, **sent) + _frame(wire, state=sent["state"]))
+    got = wire.receive(stream)
+    assert got.keys() == sent.keys()
+    for name, array in sent.items():
+        assert got[name].dtype == array.dtype
+        np.testing.assert_array_equal(got[name], array)
+    assert list(wire.receive(stream)) == ["state"]
+    assert wire.receive(stream) is None
+
+
+class _Dribble(io.RawIOBase):
+    """A pipe that gives a byte at a time."""
+
+    def __init__(self, data: bytes) -> None:
+        self._rest = io.BytesIO(data)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._rest.read(min(size, 1))
+
+
+def test_a_frame_that_comes_in_pieces_is_put_together(wire: ModuleType) -> None:
+    got = wire.receive(_Dribble(_frame(wire, state=np.arange(4.0))))
+    np.testing.assert_array_equal(got["state"], np.arange(4.0))
+
+
+def test_python_objects_are_neither_sent_nor_received(wire: ModuleType) -> None:
+    objects = np.array([{}], dtype=object)
+    with pytest.raises(wire.WireError, match="'evil' is object; only plain numbers"):
+        _frame(wire, evil=objects)
+    payload = io.BytesIO()
+    np.savez(payload, evil=objects)
+    for data in (payload.getvalue(), b"text"):
+        frame = struct.pack("<4sII", wire.MAGIC, len(data), zlib.crc32(data)) + data
+        with pytest.raises(wire.WireError, match="no npz of plain arrays"):
+            wire.receive(io.BytesIO(frame))
+
+
+@pytest.mark.parametrize("kept", [1, 11, 12, 20, -1])
+def test_a_frame_that_is_cut_off_is_refused(wire: ModuleType, kept: int) -> None:
+    whole = _frame(wire, state=np.zeros(4))
+    with pytest.raises(wire.WireError, match="the stream ended"):
+        wire.receive(io.BytesIO(whole[:kept]))
+
+
+def test_broken_frames_are_refused(wire: ModuleType) -> None:
+    whole = _frame(wire, state=np.zeros(4))
+    with pytest.raises(wire.WireError, match="a frame begins with b'LRW1', got b'GET '"):
+        wire.receive(io.BytesIO(b"GET / HTTP/1.1"))
+    huge = struct.pack("<4sII", wire.MAGIC, wire.MOST_BYTES + 1, 0)
+    with pytest.raises(wire.WireError, match="were announced"):
+        wire.receive(io.BytesIO(huge))
+    for place in range(len(whole)):
+        damaged = whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]
+        with pytest.raises(wire.WireError):
+            wire.receive(io.BytesIO(damaged))
+
+
+def test_too_much_is_not_sent(wire: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MOST_BYTES", 100)
+    with pytest.raises(wire.WireError, match="at most 100 bytes"):
+        _frame(wire, state=np.zeros(100))
+
+
+# --- the server and its actor -----------------------------------------------------------------
+
+
+def _actor(limit: int = 99) -> Any:
+    peer = _module("lerobot_peer")
+    return peer.LeRobotActor([sys.executable, "-c", _FAKE_SERVER, str(SCRIPTS), str(limit)])
+
+
+def _seen(value: int) -> Observation:
+    pictures = {"wrist": np.full((4, 4, 3), value, np.uint8), "workspace": np.ones((4, 4, 3), "u1")}
+    return Observation(pictures, np.array([value, 1, 0, 0], np.float32))
+
+
+def test_the_actor_gets_the_server_s_actions_and_begins_episodes_anew() -> None:
+    actor, offered = _actor(), scenes.catalogue()[DRAWER]
+    assert actor.n_parameters == 7
+    for _ in range(2):
+        plan = actor.begin(_seen(0), "open the drawer", offered)
+        assert plan.refused is None and plan.tasks == offered.tasks
+        for step in (1, 2, 3):
+            action = actor.act(_seen(step)).action
+            assert action.dtype == np.float32
+            np.testing.assert_array_equal(action, [step, step + 1, step + 1, 0])
+    actor.close()
+
+
+def test_a_server_that_ends_ends_the_evaluation() -> None:
+    peer, actor = _module("lerobot_peer"), _actor(limit=2)
+    actor.begin(_seen(0), "open the drawer", scenes.catalogue()[DRAWER])
+    actor.act(_seen(1))
+    with pytest.raises(peer.ServerEnded, match="ended with status 3"):
+        actor.act(_seen(1))
+    assert not issubclass(peer.ServerEnded, Exception)  # else it would count as an episode's crash
+    actor.close()
+
+
+def test_an_observation_that_lacks_something_is_refused(wire: ModuleType) -> None:
+    server = _module("lerobot_server")
+    source = io.BytesIO(_frame(wire, state=np.zeros(4)))
+    with pytest.raises(wire.WireError, match=r"lacks \['first'\], it has \['state'\]"):
+        server.serve(None, source, io.BytesIO())
+
+
+# --- the comparison ---------------------------------------------------------------------------
+
+
+def _options(compare: ModuleType, folder: Path) -> Any:
+    return compare.PeersOptions(Path("python"), output_dir=folder)
+
+
+def test_a_folder_keeps_to_its_settings_and_other_environments_may_join(tmp_path: Path) -> None:
+    compare = _module("compare_lerobot")
+    options = _options(compare, tmp_path / "new")
+    compare.keep_settings(options)
+    compare.keep_settings(replace(options, env="mw5", peers=("act",)))
+    with pytest.raises(ValueError, match=r"other settings \(n_demos was 10\): delete it"):
+        compare.keep_settings(replace(options, n_demos=5))
+
+
+def test_the_others_get_the_seconds_that_ours_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare = _module("compare_lerobot")
+    options = _options(compare, tmp_path)
+    commands: list[list[str]] = []
+
+    def timed(command: list[str], **more: str) -> Any:
+        commands.append(command)
+        folder = options.folder("mlp" if "train-policy" in command else command[2], DRAWER)
+        folder.mkdir(parents=True, exist_ok=True)
+        return compare.Spent(123.5, 100.0)
+
+    monkeypatch.setattr(compare, "timed", timed)
+    ours = compare.train_ours(options, DRAWER, tmp_path / "demos")
+    for kind in ("act", "diffusion", "act"):  # the third finds what the first one left
+        compare.train_peer(options, kind, DRAWER, tmp_path / "demos", [0, 2], ours.wall_s)
+    assert len(commands) == 3
+    for kind, command in zip(("act", "diffusion"), commands[1:], strict=True):
+        assert command[:3] == ["python", str(SCRIPTS / "lerobot_train.py"), kind]
+        told = dict(zip(command[3::2], command[4::2], strict=True))
+        assert (told["--seconds"], told["--episodes"]) == ("123.5", "0,2")
+
+
+def test_a_training_that_was_interrupted_is_done_anew(tmp_path: Path) -> None:
+    compare = _module("compare_lerobot")
+    begun = tmp_path / "act" / "train"
+    begun.mkdir(parents=True)
+    assert compare._spent(tmp_path / "act") is None
+    assert not begun.exists()
+
+
+def test_a_layout_that_was_trained_on_is_found() -> None:
+    compare = _module("compare_lerobot")
+    demo = type("Demo", (), {"env_id": DRAWER, "layout_sha": "ab"})
+    compare.check_unseen([{"env": DRAWER, "layout_sha": "cd"}], [demo])
+    with pytest.raises(ValueError, match="1 test layouts are those of demonstrations"):
+        compare.check_unseen([{"env": DRAWER, "layout_sha": "ab"}], [demo])
+
+
+def test_the_table_says_what_was_spent_and_what_was_random(tmp_path: Path) -> None:
+    compare = _module("compare_lerobot")
+    outcomes = ["success", "failure", "crash"]
+    records = [{"outcome": o, "success": o == "success", "control_hz": 20.0} for o in outcomes]
+    about = {"n_updates": 64, "n_parameters": 18_700_000, "backbone": "random", "seed": 0}
+    row = compare.row_of(DRAWER, "act", compare.Spent(300.0, 250.4), about, records)
+    assert (row["k"], row["n"], row["n_apart"]) == (1, 2, 1)
+    text = compare.markdown(_options(compare, tmp_path), [json.loads(json.dumps(row))])
+    line = next(line for line in text.splitlines() if line.startswith(f"| {DRAWER}"))
+    assert "| act | 18.7 M | 64 | 300 | 250 | 1/2 [9, 91] % (1 crashed" in line
+    assert "act's ResNet-18: random" in text and "tasks seen" in text
+
+
+def test_an_endless_environment_hides_success_and_nothing_else() -> None:
+    bench = _module("bench_lerobot_eval")
+    env = scenes.make(DRAWER, render=False, horizon=2)
+    endless = bench.Endless(env)
+    endless.reset(seed=200_000)
+    env._sawyer.step = _succeeding(env._sawyer.step)
+    *_, done, truncated, info = endless.step(np.zeros(4, np.float32))
+    assert not done and not truncated and info["success"] is False
+    assert env._info()["success"] is True and endless.task == env.task
+    *_, truncated, info = endless.step(np.zeros(4, np.float32))
+    assert truncated
+    env.close()
+
+
+def _succeeding(step: Any) -> Any:
+    def always(action: np.ndarray) -> Any:
+        *rest, info = step(action)
+        return (*rest, {**info, "success": True})
+
+    return always
+
+
+@pytest.mark.parametrize("name", ["compare_lerobot", "bench_lerobot_eval"])
+def test_both_have_their_scripts(name: str) -> None:
+    script = SCRIPTS / f"{name}.sh"
+    assert f"scripts/{name}.py --lerobot" in script.read_text() and script.stat().st_mode & 0o100
