@@ -31,6 +31,7 @@ from embodied.types import Features, FedAblation
 from embodied.video import replacing
 from sims import scenes
 
+_PLANNER_STEPS = 60
 _ALSO: dict[str, list[str]] = {"mt50": ["--horizon", "400"]}  # as others evaluate it
 
 
@@ -215,14 +216,34 @@ def train(options: BenchmarkOptions, row: Row, demos: Path, seed: int) -> None:
             embodied("train-policy", *argv, "--output_dir", str(folder))
 
 
-def evaluate(options: BenchmarkOptions, row: Row, seed: int) -> list[dict[str, Any]]:
+def tuned(options: BenchmarkOptions, row: Row, demos: Path) -> Path | None:
+    """The planner that acts: one that has not seen the tasks learns them from the demonstrations.
+
+    Of their pictures, plans and own instructions, that is; the former, which the policies start
+    from, stays as it is.
+    """
+    if options.model is None or row.start == "tasks seen":
+        return options.model
+    folder = options.out / f"planner_{row.n_demos}demos"
+    if not (folder / "planner" / "config.json").is_file():
+        argv = ["--stage", "plan", "--model", str(options.model), "--look_at", str(demos)]
+        argv += ["--few_shot", str(row.n_demos), "--steps", str(_PLANNER_STEPS)]
+        argv += ["--batch_size", "24", "--learning_rate", "0.0005"]
+        argv += ["--features_dir", str(options.out / "features")]
+        embodied("finetune", *argv, "--output_dir", str(folder))
+    return folder / "planner"
+
+
+def evaluate(
+    options: BenchmarkOptions, row: Row, planner: Path | None, seed: int
+) -> list[dict[str, Any]]:
     """The eval_info of one training seed's policies."""
     infos = []
     for part in parts_of(options):
         folder = _place(options, row, seed, part)
         argv = ["--env", part, "--n_episodes", str(options.protocol.n_layouts), "--n_videos", "1"]
         argv += ["--policy", str(folder / "train" / "policy"), "--workers", str(options.workers)]
-        argv += [] if options.model is None else ["--model", str(options.model)]
+        argv += [] if planner is None else ["--model", str(planner)]
         argv += ["--rule", row.rule] if row.rule else []
         argv += _ALSO.get(options.name, [])
         embodied("evaluate", *argv, "--output_dir", str(folder / "eval"))
@@ -338,7 +359,8 @@ def main() -> None:
         with ThreadPoolExecutor(options.workers) as pool:
             list(pool.map(partial(train, options, row, demos), more))
         seeds = range(options.protocol.n_seeds)
-        told.append(summarise(row, [evaluate(options, row, seed) for seed in seeds]))
+        planner = tuned(options, row, demos)
+        told.append(summarise(row, [evaluate(options, row, planner, seed) for seed in seeds]))
         write(options, told)
     print((options.out / "table.md").read_text(encoding="utf-8"))
 

@@ -35,9 +35,8 @@ from embodied.cli import eval_info
 from embodied.cli.compare import CompareOptions, compare
 from embodied.cli.eval_info import EpisodeLog, Record
 from embodied.cli.splits import left_out_of
-from embodied.cli.train_policy import choose_demos
 from embodied.cli.trials import Job, Setting, Trials
-from embodied.egocot.demos import sources_of
+from embodied.egocot.demos import choose_demos, sources_of
 from embodied.episodes import DatasetReader, EpisodeMeta
 from embodied.video import replacing
 from sims import scenes, seeds

@@ -70,6 +70,8 @@ class FinetuneOptions(StartOptions, LoopOptions):
         leave_out: tasks, or sets like mw5 and fk5, of which no episode, record or sentence is
             trained on, comma-separated; kept in the checkpoint.
         output_dir: where the log, the state and the result go.
+        few_shot: in stage plan, to learn new tasks: so many successes of each of the data sets'
+            tasks, in the episodes' own words alone; all episodes, and all that people say, when 0.
         train_former: in stage plan, whether the Embodied-former learns along: to find what a
             question is about, for one. A policy that was tuned with this former needs its own copy.
         horizon: actions in a chunk.
@@ -89,6 +91,7 @@ class FinetuneOptions(StartOptions, LoopOptions):
     records: str = ""
     records_split: str = "train"
     leave_out: str = ""
+    few_shot: int = 0
     train_former: bool = False
     horizon: int = 8
     batch_size: int = 0
@@ -164,6 +167,8 @@ def finetune(options: FinetuneOptions) -> int:
 
 def _check_given(options: FinetuneOptions) -> None:
     """Raises ValueError when the stage has nothing to learn from, or cannot use what is given."""
+    if options.few_shot and options.stage != "plan":
+        raise ValueError("--few_shot is for stage plan")
     if options.stage == "align" and options.records:
         raise ValueError("stage align learns from recorded episodes, not from --records")
     given = options.dataset or options.look_at or options.records

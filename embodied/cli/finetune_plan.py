@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from embodied.cli.splits import LEFT_OUT, of_splits, records_without, without
+from embodied.cli.splits import LEFT_OUT, left_out_of, of_splits, records_without, without
 from embodied.cli.training import run_training
 from embodied.egocot.conversations import ConversationSampler, Turns
+from embodied.egocot.dataset import Phrasebook, Recorded
+from embodied.egocot.demos import choose_demos
+from embodied.egocot.own_words import OwnWords
 from embodied.egocot.quarantine import Quarantine
 from embodied.egocot.record_conversations import RecordSampler
 from embodied.egocot.record_features import SeenRecord, load_records, see_records
@@ -114,7 +117,7 @@ def finetune_plan(
     if not Processes.here().is_main:
         return 0
     notes: dict[str, Any] = {"trained_on": [options.dataset, options.look_at], "figures": figures}
-    notes |= {"records": options.records, LEFT_OUT: list(left_out)}
+    notes |= {"records": options.records, "few_shot": options.few_shot, LEFT_OUT: list(left_out)}
     planner.save(options.output_dir / "planner", **notes)
     return 0
 
@@ -131,7 +134,10 @@ def _sampler(
     records = chosen_records(planner, options, left_out)
     scenes_share = _ALL if episodes else _WORDS_ONLY
     record_share = (0, 0, _N_ANSWERS) if words_only else _OF_RECORDS
-    phrases = language.Phrases(left_out)
+    phrases: Phrasebook = language.Phrases(left_out)
+    if options.few_shot:
+        episodes = choose_demos(episodes, options.few_shot)
+        phrases = _own_words(episodes, options)
     sizes = scaled(scenes_share, options.batch_size)
     samplers: list[Callable[[int], list[Turns]]] = [
         ConversationSampler(episodes, phrases, sizes, seed=options.seed)
@@ -140,6 +146,13 @@ def _sampler(
         of_records = scaled(record_share, options.batch_size)
         samplers.append(RecordSampler(records, of_records, seed=options.seed))
     return lambda step: [turns for sampler in samplers for turns in sampler(step)]
+
+
+def _own_words(episodes: list[Recorded], options: FinetuneOptions) -> OwnWords:
+    """The episodes' instructions; beside them, other tasks that the planner to start from knows."""
+    own = {task for episode in episodes for task in episode.tasks}
+    unknown = () if options.model is None else left_out_of(options.model)
+    return OwnWords(episodes, language.Phrases(tuple(own.union(unknown))))
 
 
 def chosen_records(

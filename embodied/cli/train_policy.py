@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,11 +23,10 @@ from embodied.cli.unseen import seen_notes
 from embodied.egocot.dataset import (
     AlignmentSampler,
     Recorded,
-    is_imitable,
     nouns_at_hand,
     places_at,
 )
-from embodied.egocot.demos import Source, load_demos, sources_of
+from embodied.egocot.demos import Source, choose_demos, load_demos, sources_of
 from embodied.episodes import DatasetReader
 from embodied.model.features import global_feature, usual_cameras
 from embodied.model.former import EmbodiedFormer
@@ -52,7 +51,6 @@ _EXECUTE = {"transformer": PICTURE_EVERY, "diffusion": 8}
 """Actions carried out before the next look, where that is not the robot's usual."""
 
 Kind = Literal["mlp", "transformer", "diffusion"]
-_Episode = TypeVar("_Episode", Source, Recorded)
 
 
 def _default_folder() -> Path:
@@ -132,24 +130,6 @@ class TrainPolicyOptions(LoopOptions):
 
 
 # --- on what ----------------------------------------------------------------------------------
-
-
-def choose_demos(episodes: list[_Episode], n_demos: int) -> list[_Episode]:
-    """The first `n_demos` successes of every task.
-
-    Raises:
-        ValueError: a task has fewer, or none has any.
-    """
-    chosen: dict[str, list[_Episode]] = {}
-    for episode in episodes:
-        found = chosen.setdefault(episode.meta.task, [])
-        if is_imitable(episode.meta):
-            found.append(episode)
-    few = {task: len(found) for task, found in chosen.items() if len(found) < max(1, n_demos)}
-    if (few and n_demos) or len(few) == len(chosen):
-        asked = n_demos or "all"
-        raise ValueError(f"{asked} successful demonstrations a task were asked for, got {few}")
-    return [e for found in chosen.values() for e in found[: n_demos or None]]
 
 
 def _of_tasks(sources: list[Source], names: str) -> list[Source]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from embodied.egocot.dataset import Recorded
+from embodied.egocot.dataset import Recorded, is_imitable
 from embodied.episodes import DatasetReader, EpisodeMeta
 from embodied.episodes.info import PIXELS
 from embodied.model.features import IMAGE_EVERY, EpisodeSpan, FeatureCache, n_images
@@ -28,6 +29,9 @@ class Source:
     meta: EpisodeMeta
 
 
+_Episode = TypeVar("_Episode", Source, Recorded)
+
+
 def sources_of(reader: DatasetReader) -> list[Source]:
     """Every episode, with a plan and a task even where none was recorded."""
     return [Source(reader, _with_plan(meta)) for meta in reader.episodes]
@@ -39,6 +43,24 @@ def _with_plan(meta: EpisodeMeta) -> EpisodeMeta:
         return replace(meta, task=task)
     subgoal = Subgoal("do", (meta.instruction or "the task",))
     return replace(meta, task=task, plan=Plan(meta.instruction, "", (subgoal,), (task,)))
+
+
+def choose_demos(episodes: list[_Episode], n_demos: int) -> list[_Episode]:
+    """The first `n_demos` successes of every task.
+
+    Raises:
+        ValueError: a task has fewer, or none has any.
+    """
+    chosen: dict[str, list[_Episode]] = {}
+    for episode in episodes:
+        found = chosen.setdefault(episode.meta.task, [])
+        if is_imitable(episode.meta):
+            found.append(episode)
+    few = {task: len(found) for task, found in chosen.items() if len(found) < max(1, n_demos)}
+    if (few and n_demos) or len(few) == len(chosen):
+        asked = n_demos or "all"
+        raise ValueError(f"{asked} successful demonstrations a task were asked for, got {few}")
+    return [e for found in chosen.values() for e in found[: n_demos or None]]
 
 
 def load_demos(

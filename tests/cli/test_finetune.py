@@ -17,12 +17,14 @@ from torch import Tensor
 from embodied import checkpoint
 from embodied.checkpoint import CheckpointError
 from embodied.cli import finetune as stages
+from embodied.cli import finetune_plan as stages_of_speech
 from embodied.cli.assemble import load_agent, load_policy
 from embodied.cli.finetune import FinetuneOptions, agent_settings, finetune
 from embodied.cli.finetune_plan import Speech
 from embodied.cli.main import main
 from embodied.egocot.conversations import ConversationSampler, Turns
 from embodied.egocot.dataset import AlignmentSampler
+from embodied.egocot.own_words import OwnWords
 from embodied.model.llm import chat
 from embodied.model.planner import Planner, question_prompt
 from embodied.model.routing import ROUTE_PROMPT
@@ -134,6 +136,26 @@ def test_the_loss_is_finite_and_kept_with_what_was_trained(
     assert set(figures) == {"loss", "lr", *FIGURES[stage]}
     assert all(math.isfinite(value) for value in figures.values())
     assert config["trained_on"] == ["" if stage == "words" else str(recorded_set), ""]
+
+
+def test_few_shot_learns_what_the_demonstrations_are_called_and_no_more(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[OwnWords] = []
+
+    def keep(*arguments: Any) -> OwnWords:
+        known.append(OwnWords(*arguments))
+        return known[0]
+
+    monkeypatch.setattr(stages_of_speech, "OwnWords", keep)
+    folder = run("plan", few_shot=1, steps=1)
+    assert checkpoint.load(folder / "planner")[1]["few_shot"] == 1
+    (words,) = known
+    tasks = [e.meta.task for e in words.episodes]
+    assert len(tasks) == len(set(tasks)) and words.others.without  # type: ignore[attr-defined]
+    assert set(tasks) <= set(words.others.without)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="--few_shot is for stage plan"):
+        run("words", few_shot=1)
 
 
 def test_the_saved_planner_is_the_trained_one(straight: tuple[str, Path, Planner]) -> None:

@@ -22,10 +22,10 @@ from embodied.checkpoint import CheckpointError
 from embodied.cli.assemble import load_agent, load_policy, save_policy
 from embodied.cli.main import main
 from embodied.cli.oracle import OraclePolicy
-from embodied.cli.train_policy import TrainPolicyOptions, choose_demos, train_policy
+from embodied.cli.train_policy import TrainPolicyOptions, train_policy
 from embodied.cli.trials import Job, Setting, Trials
 from embodied.egocot.dataset import AlignmentBatch, AlignmentSampler, FormerBatch
-from embodied.egocot.demos import load_demos, sources_of
+from embodied.egocot.demos import choose_demos, load_demos, sources_of
 from embodied.episodes import DatasetReader
 from embodied.model.former import EmbodiedFormer
 from embodied.model.imitation import Imitation, ImitationSampler, other_tasks_texts
