@@ -1,32 +1,33 @@
 #!/usr/bin/env bash
-# A planner that has seen nothing of a benchmark's tasks, for mw5.sh and fk5.sh to start from: no
-# episode, plan or sentence of them is in any of its three stages. The recipe is otherwise that of
-# reproduce_small.sh and reproduce_kitchen.sh. Every step resumes where it was interrupted.
-#     scripts/held_out.sh mw5|fk5 [FOLDER]      # the planner is then FOLDER/plan/planner
+# A planner, and a policy, that have seen nothing of the tasks of mw5 and fk5, for mw5.sh and fk5.sh
+# to start from: no episode, plan or sentence of them is in any stage. Every step resumes where it
+# was interrupted.
+#     scripts/held_out.sh [FOLDER]
+#     scripts/mw5.sh --model FOLDER/plan/planner --init FOLDER/align/policy
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
 embodied=.venv/bin/embodied
-set=${1:?name the benchmark: mw5 or fk5}
-out=${2:-outputs/held_out/$set}
+out=${1:-outputs/held_out}
 data=$out/data
 mkdir -p "$out"
 
-# All fifty Meta-World tasks and the kitchen are recorded; --leave_out drops what it has to.
-$embodied record --env mt50 --n_episodes 12 --noise 0.02 --fault_fraction 0.3 \
-  --output_dir "$data/mt50"
-$embodied record --env kitchen --n_episodes 20 --noise 0.02 --fault_fraction 0.3 \
-  --output_dir "$data/kitchen"
+# All tasks are recorded; --leave_out drops what it has to.
+record() {
+  $embodied record --noise 0.02 --output_dir "$data/$1" "${@:2}"
+}
+record mt10 --env mt10 --n_episodes 56 --fault_fraction 0.2
+record mt50 --env mt50 --n_episodes 5 --seed 1000 --fault_fraction 0.5
+record mt10_faults --env mt10 --n_episodes 24 --seed 4000 --fault_fraction 1.0
+record kitchen --env kitchen --n_episodes 20 --fault_fraction 0.2
+record kitchen_faults --env kitchen --n_episodes 12 --seed 7000 --fault_fraction 0.9
+looked_at=$data/mt50,$data/mt10_faults,$data/kitchen,$data/kitchen_faults
 
 finetune() {
-  $embodied finetune --leave_out "$set" --threads 1 --features_dir "$out/features" "$@"
+  $embodied finetune --leave_out mw5,fk5 --threads 1 --features_dir "$out/features" "$@"
 }
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
-finetune --stage words --steps 1800 --output_dir "$out/words" >"$out/words.log" 2>&1 &
-words=$!
-# no policy: the former learns to look, and the few demonstrations are all that is imitated
-finetune --stage align --look_at "$data/mt50,$data/kitchen" --steps 4000 --output_dir "$out/align"
-wait $words
-finetune --stage plan --model "$out/align/planner" --adapter_from "$out/words/planner" \
-  --look_at "$data/mt50,$data/kitchen" --steps 220 --learning_rate 0.0003 --output_dir "$out/plan"
-echo "$out/plan/planner"
+finetune --stage align --dataset "$data/mt10" --look_at "$looked_at" --steps 3000 \
+  --output_dir "$out/align"
+finetune --stage plan --model "$out/align/planner" --look_at "$data/mt10,$looked_at" \
+  --steps 260 --batch_size 24 --learning_rate 0.0007 --output_dir "$out/plan"
+echo "$out/plan/planner $out/align/policy"
