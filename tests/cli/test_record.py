@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from embodied.cli.main import main
-from embodied.cli.record import RecordOptions, record
+from embodied.cli.record import CorrectedActor, RecordOptions, record
 from embodied.episodes import DatasetError, DatasetReader, DatasetWriter
 from embodied.model.plan import parse_thought
+from embodied.types import Subgoal
 from sims import seeds
 from sims.subgoals import TASKS
 
@@ -169,3 +172,41 @@ def test_faults_in_every_episode_and_parts_put_together(tmp_path: Path) -> None:
 
 def test_nothing_goes_wrong_unless_asked_for(recorded_set: Path) -> None:
     assert {e.tag for e in DatasetReader(recorded_set).episodes} == {"none"}
+
+
+# --- corrections ------------------------------------------------------------------------------
+
+
+def _corrected(controller: Any, retreat: list[np.ndarray], seed: int) -> CorrectedActor:
+    """An actor at the first of two sub-goals, without a simulator."""
+    actor = CorrectedActor.__new__(CorrectedActor)
+    actor._env = SimpleNamespace(tracker=SimpleNamespace(index=0))
+    actor._rng = np.random.default_rng(seed)
+    actor._controller, actor._retreat = controller, retreat
+    actor._subgoals = (Subgoal.parse("reach(kettle)"), Subgoal.parse("move(kettle)"))
+    actor._turn_to(0)
+    return actor
+
+
+def test_who_takes_long_lets_go_and_begins_again() -> None:
+    begun: list[tuple[str, int]] = []
+    controller = SimpleNamespace(begin=lambda s, first=(): begun.append((s.text, len(first))))
+    actor = _corrected(controller, [np.zeros(2)] * 8, 0)
+    for _ in range(49):
+        actor._turn()
+    assert begun == [("reach(kettle)", 0)]
+    for _ in range(61):
+        actor._turn()
+    assert begun[1] == ("reach(kettle)", 8) and len(begun) <= 3
+
+
+def test_the_next_subgoal_begins_late_half_of_the_time() -> None:
+    delays = []
+    for seed in range(200):
+        begun: list[str] = []
+        controller = SimpleNamespace(begin=lambda s, first=(), to=begun: to.append(s.text))
+        actor = _corrected(controller, [], seed)
+        actor._env.tracker.index = 1
+        delays.append(next(k for k in range(50) if actor._turn() or len(begun) == 2))  # type: ignore[func-returns-value]
+        assert begun[-1] == "move(kettle)"
+    assert 70 < delays.count(0) < 130 and 15 < max(delays) < 25
