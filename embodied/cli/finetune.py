@@ -1,7 +1,7 @@
 """`embodied finetune`: train the planner's own parts on recorded episodes, in three stages.
 
-`align` trains the Embodied-former: places and verdicts, and a policy with it where there are
-episodes to imitate.
+`align` trains the Embodied-former: places and verdicts, with a policy where there are episodes to
+imitate, and with answers to questions where there are none.
 `words` trains the adapter to tell from the words alone which task is meant, or to refuse.
 `plan` trains mapping and adapter to say plans, verdicts and answers as well; the former is frozen,
 or learns along with `--train_former`.
@@ -26,7 +26,8 @@ from embodied.cli.splits import LEFT_OUT, tasks_left_out, without
 from embodied.cli.start import StartOptions, planner_to_train
 from embodied.cli.training import run_training
 from embodied.cli.unseen import seen_notes
-from embodied.egocot.dataset import AlignmentSampler, Recorded, load_recorded
+from embodied.egocot.dataset import Recorded, load_recorded
+from embodied.egocot.former_batches import AlignmentSampler
 from embodied.episodes import DatasetReader
 from embodied.model.alignment import Alignment
 from embodied.model.features import FeatureCache
@@ -50,8 +51,8 @@ AGENTS: dict[str, dict[str, Any]] = {
 Meta-World's hand rises as well, and the Panda leans back from its shoulder."""
 
 
-_ACTING, _LOOKING = (48, 12, 16), (0, 24, 32)
-"""Samples of control, plan and verdict in a batch of `align`, with and without a policy."""
+_ACTING, _LOOKING = (48, 12, 16, 0), (0, 20, 28, 40)
+"""Samples of control, plan, verdict and answer in a batch of `align`, with and without a policy."""
 
 
 _STAGES: dict[str, Literal["align", "words", "plan"]] = {"1": "align", "2": "words", "3": "plan"}

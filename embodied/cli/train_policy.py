@@ -20,13 +20,9 @@ from embodied.cli.finetune import AGENTS, print_trained
 from embodied.cli.lerobot_layout import publish
 from embodied.cli.training import run_training
 from embodied.cli.unseen import seen_notes
-from embodied.egocot.dataset import (
-    AlignmentSampler,
-    Recorded,
-    nouns_at_hand,
-    places_at,
-)
+from embodied.egocot.dataset import Recorded, nouns_at_hand, places_at
 from embodied.egocot.demos import Source, choose_demos, load_demos, sources_of
+from embodied.egocot.former_batches import AlignmentSampler
 from embodied.episodes import DatasetReader
 from embodied.model.features import global_feature, usual_cameras
 from embodied.model.former import EmbodiedFormer
@@ -273,7 +269,7 @@ def _sampler(
     options: TrainPolicyOptions, demos: list[Recorded], policy: policies.AnyPolicy
 ) -> ImitationSampler:
     draw = AlignmentSampler(
-        demos, demos, language, policy.horizon, (options.batch_size, 0, 0), options.seed
+        demos, demos, language, policy.horizon, (options.batch_size, 0, 0, 0), options.seed
     )
     others = None
     if policy.fed.ablate == "plan_shuffled":

@@ -14,7 +14,13 @@ import numpy as np
 
 from embodied.egocot.build.moments import held
 from embodied.egocot.build.questions import GRASP, about_hand, about_places, doing
-from embodied.egocot.dataset import Recorded, is_clear, verdict_of
+from embodied.egocot.dataset import (
+    Recorded,
+    draw_task,
+    is_clear,
+    nouns_at_hand,
+    verdict_of,
+)
 from embodied.egocot.wordings import CHINESE, STATES, WORDINGS, Kind
 from embodied.egocot.words import in_words, told
 from embodied.model.features import IMAGE_EVERY, TUBELET_EVERY
@@ -60,12 +66,14 @@ class Fact:
 
     Args:
         slots: what the wordings of its kind have in braces.
+        nouns: the things that it is about.
         weight: how often it is asked, against the other facts of its moment.
     """
 
     kind: Kind
     answer: str
     slots: Mapping[str, str] = field(default_factory=dict)
+    nouns: Sequence[str] = ()
     weight: float = 1.0
 
 
@@ -78,6 +86,7 @@ class Asked:
     kind: Kind
     question: str
     answer: str
+    nouns: Sequence[str] = ()
 
 
 def questions_for(episode: Recorded, step: int, rng: np.random.Generator) -> tuple[str, str]:
@@ -114,9 +123,8 @@ def draw_question(rng: np.random.Generator, by_task: Mapping[str, Sequence[Recor
 def _draw_clip(
     rng: np.random.Generator, by_task: Mapping[str, Sequence[Recorded]]
 ) -> tuple[Recorded, int] | None:
-    """An episode and the end of a clip in it, tasks and phases evenly; None when none is clear."""
-    names = list(by_task)
-    episodes = by_task[names[int(rng.integers(len(names)))]]
+    """An episode and a clip's end: robots, tasks and phases evenly; None when none is clear."""
+    episodes = draw_task(rng, by_task)
     episode = episodes[int(rng.integers(len(episodes)))]
     step = _draw_step(rng, episode)
     return None if step is None else (episode, step)
@@ -147,7 +155,7 @@ def _ask(episode: Recorded, step: int, facts: Sequence[Fact], rng: np.random.Gen
     n_alike = Counter(fact.kind for fact in facts)
     weights = np.array([_SHARES[f.kind] * f.weight / n_alike[f.kind] for f in facts])
     fact = facts[int(rng.choice(len(facts), p=weights / weights.sum()))]
-    return Asked(episode, step, fact.kind, _worded(fact, rng), fact.answer)
+    return Asked(episode, step, fact.kind, _worded(fact, rng), fact.answer, fact.nouns)
 
 
 def _worded(fact: Fact, rng: np.random.Generator) -> str:
@@ -180,15 +188,17 @@ def _about_work(episode: Recorded, step: int, halted: bool) -> Iterator[Fact]:
     """
     subgoals, current = episode.meta.plan.subgoals, int(episode.subgoal[step])
     now = subgoals[current]
+    nouns = nouns_at_hand(now)
     is_met = episode.met(current, step)
     if not halted and not is_met:
-        yield Fact("doing", doing(in_words(now)))
+        yield Fact("doing", doing(in_words(now)), nouns=nouns)
     if is_clear(episode, step):
-        yield Fact("caption", told(now, *verdict_of(episode, current, step)))
+        yield Fact("caption", told(now, *verdict_of(episode, current, step)), nouns=nouns)
     left = [s for i, s in enumerate(subgoals) if not episode.met(i, step)]
     if episode.meta.instruction:
         answer = in_words(left[0]) if left else ALL_DONE
-        yield Fact("now", answer, {"asked": episode.meta.instruction})
+        following = nouns_at_hand(left[0] if left else subgoals[-1])
+        yield Fact("now", answer, {"asked": episode.meta.instruction}, following)
 
 
 def _about_steps(episode: Recorded, step: int) -> Iterator[Fact]:
@@ -197,7 +207,8 @@ def _about_steps(episode: Recorded, step: int) -> Iterator[Fact]:
     for i, subgoal in enumerate(episode.meta.plan.subgoals):
         met = episode.met(i, step)
         n_phases = n - i if met else i + 1  # in which it is so, of n + 1
-        yield Fact("done", _yes(met), {"step": in_words(subgoal)}, n / (2 * n_phases))
+        asked, weight = {"step": in_words(subgoal)}, n / (2 * n_phases)
+        yield Fact("done", _yes(met), asked, nouns_at_hand(subgoal), weight)
 
 
 def _about_states(episode: Recorded, step: int) -> Iterator[Fact]:
@@ -210,7 +221,7 @@ def _about_states(episode: Recorded, step: int) -> Iterator[Fact]:
         if met or furthest < i:
             n, n_phases = len(episode.meta.plan.subgoals), i  # in which it is not begun
             weight = 1.0 if met else max(1, n - i) / max(1, n_phases)
-            yield Fact("state", _yes(met), {"step": subgoal.text}, weight)
+            yield Fact("state", _yes(met), {"step": subgoal.text}, nouns_at_hand(subgoal), weight)
 
 
 def _about_hand(episode: Recorded, step: int) -> Iterator[Fact]:
@@ -218,10 +229,11 @@ def _about_hand(episode: Recorded, step: int) -> Iterator[Fact]:
     known, noun = held(episode, step)
     if known:
         weight = 1.0 if noun else 0.4
-        yield Fact("holding", about_hand(noun)[0].answer, weight=weight)
+        nouns = (noun,) if noun else ()
+        yield Fact("holding", about_hand(noun)[0].answer, nouns=nouns, weight=weight)
         carried = [s.args[0] for s in episode.meta.plan.subgoals if s.verb == GRASP]
         for thing in dict.fromkeys(carried):
-            yield Fact("holds", _yes(thing == noun), {"thing": thing}, weight)
+            yield Fact("holds", _yes(thing == noun), {"thing": thing}, (thing,), weight)
     fingers, closed, wide = _FINGERS.get(episode.meta.env_id.partition("/")[0], (None, 0, 0))
     if fingers is None or (known and noun):
         return
@@ -235,11 +247,11 @@ def _about_places(episode: Recorded, step: int) -> Iterator[Fact]:
     places = {n: (float(xy[step, 0, 0]), float(xy[step, 0, 1])) for n, xy in episode.places.items()}
     places = {noun: xy for noun, xy in places.items() if np.isfinite(xy).all()}
     for noun, xy in places.items():
-        yield Fact("where", about_places({noun: xy})[0].answer, {"thing": noun})
+        yield Fact("where", about_places({noun: xy})[0].answer, {"thing": noun}, (noun,))
         if noun != GRIPPER and GRIPPER in places:
             beside = about_places({noun: xy, GRIPPER: places[GRIPPER]})[2:]
             for side in beside:
-                yield Fact("side", side.answer, {"thing": noun})
+                yield Fact("side", side.answer, {"thing": noun}, (noun,))
 
 
 def _yes(true: bool) -> str:

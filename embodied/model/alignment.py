@@ -1,9 +1,10 @@
 """Trains the Embodied-former together with the policy: what to do, where things are, what is done.
 
-Three uses of the former share one set of weights. Besides imitating actions, it learns to place
-the nouns at hand in every camera's picture, and to tell from a clip whether a sub-goal is done.
-The small heads for places and verdicts exist for this training only: at run time the language
-model speaks for both, from the same embodied tokens.
+Four uses of the former share one set of weights. Besides imitating actions, it learns to place
+the nouns at hand in every camera's picture, to tell from a clip whether a sub-goal is done, and to
+tell the answer to a question from the other answers of the batch (InfoNCE, arXiv 1807.03748).
+The small heads for places, verdicts and answers exist for this training only: at run time the
+language model speaks for them, from the same embodied tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embodied.egocot.dataset import N_PLACES, AlignmentBatch, FormerBatch
+from embodied.egocot.dataset import N_PLACES
+from embodied.egocot.former_batches import AlignmentBatch, FormerBatch
 from embodied.model.features import global_feature
 from embodied.model.former import EmbodiedFormer, TextState
 from embodied.sharing import Fractions
@@ -33,6 +35,7 @@ class LossWeights:
     done: float = 0.1
     places: float = 2.0
     verdict: float = 0.2
+    answer: float = 0.2
 
 
 def text_states(former: EmbodiedFormer, embed_texts: EmbedTexts, texts: list[str]) -> TextState:
@@ -78,6 +81,9 @@ class Alignment(nn.Module):
         self.verdict_head = nn.Sequential(
             nn.Linear(16 * n_queries, 128), nn.GELU(), nn.Linear(128, len(STATUSES))
         )
+        self.answer_squeeze = nn.Linear(width, 16)
+        self.answer_head = nn.Linear(16 * n_queries, width)
+        self.answer_words = nn.Linear(former.config.text_width, width)
 
     def embody(self, batch: FormerBatch) -> Tensor:
         """Embodied tokens (B, Q, D) of one use's batch."""
@@ -96,16 +102,25 @@ class Alignment(nn.Module):
         """Embodied tokens → (B, statuses) logits."""
         return self.verdict_head(self.verdict_squeeze(queries).flatten(1))
 
+    def answers(self, queries: Tensor, choices: list[str]) -> Tensor:
+        """Embodied tokens → (B, choices) logits."""
+        words, mask = (part.to(queries.device) for part in self._embed_texts(choices))
+        means = (words * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (choices, W)
+        meant = self.answer_words(F.layer_norm(means, means.shape[-1:]))
+        guess = self.answer_head(self.answer_squeeze(queries).flatten(1))
+        return guess @ meant.T * queries.shape[-1] ** -0.5
+
     def counts(self, batch: AlignmentBatch) -> dict[str, float]:
         """Over how many things each part of the loss is a mean."""
-        uses = [b for b in (batch.control, batch.plan, batch.judge) if b is not None]
-        counts = {"place": sum(float(torch.isfinite(b.places).sum()) for b in uses)}
+        counts = {"place": sum(float(torch.isfinite(b.places).sum()) for b in _uses(batch))}
         if batch.control is not None:
             assert batch.control.valid is not None
             counts["action"] = float(batch.control.valid.sum())
             counts["done"] = len(batch.control.texts)
         if batch.judge is not None:
             counts["verdict"] = len(batch.judge.texts)
+        if batch.ask is not None:
+            counts["answer"] = len(_told(batch.ask))
         return counts
 
     def loss(
@@ -117,25 +132,26 @@ class Alignment(nn.Module):
             fractions: each part's, when the batch is a share, see `embodied.sharing`.
         """
         of = defaultdict(lambda: 1.0, fractions or {})
-        uses = (batch.control, batch.plan, batch.judge)
-        looked = [(self.embody(b), b) for b in uses if b is not None]
+        looked = [(self.embody(b), b) for b in _uses(batch)]
         guesses = torch.cat([self.places(queries) for queries, _ in looked])
         place = of["place"] * place_loss(guesses, torch.cat([b.places for _, b in looked]))
         w = self.weights
         total = w.places * place
         figures = {"place": place}
-        if batch.control is not None:
-            action, done = self._control_loss(looked[0][0], batch.control)
-            action, done = of["action"] * action, of["done"] * done
-            total = total + action + w.done * done
-            figures |= {"action": action, "done": done}
-        if batch.judge is not None:
-            assert batch.judge.verdict is not None
-            logits = self.verdicts(looked[-1][0])
-            verdict = of["verdict"] * F.cross_entropy(logits, batch.judge.verdict)
-            total = total + w.verdict * verdict
-            right = logits.argmax(1).eq(batch.judge.verdict).float().mean()
-            figures["verdict_acc"] = of["verdict"] * right
+        for queries, use in looked:
+            if use is batch.control:
+                action, done = self._control_loss(queries, use)
+                action, done = of["action"] * action, of["done"] * done
+                total = total + action + w.done * done
+                figures |= {"action": action, "done": done}
+            elif use is batch.judge:
+                verdict, right = self._verdict_loss(queries, use)
+                total = total + w.verdict * of["verdict"] * verdict
+                figures["verdict_acc"] = of["verdict"] * right
+            elif use is batch.ask:
+                answer, right = self._answer_loss(queries, use)
+                total = total + w.answer * of["answer"] * answer
+                figures["answer_acc"] = of["answer"] * right
         return total, {name: float(value.detach()) for name, value in figures.items()}
 
     def _control_loss(self, queries: Tensor, batch: FormerBatch) -> tuple[Tensor, Tensor]:
@@ -146,6 +162,33 @@ class Alignment(nn.Module):
             (error * batch.valid).sum() / batch.valid.sum(),
             F.binary_cross_entropy_with_logits(done, batch.done),
         )
+
+    def _verdict_loss(self, queries: Tensor, batch: FormerBatch) -> tuple[Tensor, Tensor]:
+        assert batch.verdict is not None
+        logits = self.verdicts(queries)
+        right = logits.argmax(1).eq(batch.verdict).float().mean()
+        return F.cross_entropy(logits, batch.verdict), right
+
+    def _answer_loss(self, queries: Tensor, batch: FormerBatch) -> tuple[Tensor, Tensor]:
+        told, choices = _told(batch), sorted(batch.choices)
+        if not told:
+            return queries.sum() * 0.0, queries.new_zeros(())
+        assert batch.answers is not None
+        logits = self.answers(queries[told], choices)
+        wanted = torch.tensor([choices.index(batch.answers[i]) for i in told]).to(logits.device)
+        right = logits.argmax(1).eq(wanted).float().mean()
+        return F.cross_entropy(logits, wanted), right
+
+
+def _uses(batch: AlignmentBatch) -> list[FormerBatch]:
+    """What the former is used for in a batch."""
+    uses = (batch.control, batch.plan, batch.judge, batch.ask)
+    return [use for use in uses if use is not None]
+
+
+def _told(batch: FormerBatch) -> list[int]:
+    """The rows whose answer is no position."""
+    return [i for i, answer in enumerate(batch.answers or []) if answer]
 
 
 def place_loss(guess: Tensor, truth: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from embodied.egocot.dataset import AlignmentBatch, FormerBatch
+from embodied.egocot.former_batches import AlignmentBatch, FormerBatch
 from embodied.model.alignment import Alignment, EmbedTexts, place_loss
 from embodied.model.features import global_feature
 from embodied.model.former import EmbodiedFormer

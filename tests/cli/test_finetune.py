@@ -23,7 +23,7 @@ from embodied.cli.finetune import FinetuneOptions, agent_settings, finetune
 from embodied.cli.finetune_plan import Speech
 from embodied.cli.main import main
 from embodied.egocot.conversations import ConversationSampler, Turns
-from embodied.egocot.dataset import AlignmentSampler
+from embodied.egocot.former_batches import AlignmentSampler
 from embodied.egocot.own_words import OwnWords
 from embodied.model.llm import chat
 from embodied.model.planner import Planner, question_prompt

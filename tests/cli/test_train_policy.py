@@ -24,8 +24,8 @@ from embodied.cli.main import main
 from embodied.cli.oracle import OraclePolicy
 from embodied.cli.train_policy import TrainPolicyOptions, train_policy
 from embodied.cli.trials import Job, Setting, Trials
-from embodied.egocot.dataset import AlignmentBatch, AlignmentSampler, FormerBatch
 from embodied.egocot.demos import choose_demos, load_demos, sources_of
+from embodied.egocot.former_batches import AlignmentBatch, AlignmentSampler, FormerBatch
 from embodied.episodes import DatasetReader
 from embodied.model.former import EmbodiedFormer
 from embodied.model.imitation import Imitation, ImitationSampler, other_tasks_texts
@@ -302,7 +302,7 @@ def test_what_a_baseline_must_not_see_changes_nothing(
     """In training; `tests/agent/test_controller.py` says the same of acting."""
     reader = DatasetReader(recorded_set)
     demos = load_demos(planner, sources_of(reader), ("workspace", "wrist"), features_dir, 0)
-    draw = AlignmentSampler(demos, demos, language, 8, (4, 0, 0))
+    draw = AlignmentSampler(demos, demos, language, 8, (4, 0, 0, 0))
     sizes = {"n_queries": 8, "width": 32, "global_width": 384}
     for features, sees in (("former", True), ("global", True), ("blind", False), ("state", False)):
         torch.manual_seed(0)

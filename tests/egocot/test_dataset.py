@@ -15,9 +15,6 @@ from torch import Tensor
 
 from embodied.egocot.dataset import (
     N_PLACES,
-    AlignmentBatch,
-    AlignmentSampler,
-    FormerBatch,
     Recorded,
     clip_tokens,
     draw_verdict,
@@ -30,6 +27,7 @@ from embodied.egocot.dataset import (
     places_at,
     verdict_of,
 )
+from embodied.egocot.former_batches import AlignmentBatch, AlignmentSampler, FormerBatch
 from embodied.model.features import IMAGE_EVERY, N_TUBELETS, TUBELET_EVERY
 from embodied.model.plan import REASONS
 from embodied.model.planner import CONTROL_TEXT, JUDGE_TEXT, PLAN_TEXT
@@ -38,7 +36,7 @@ from embodied.types import STATUSES, Subgoal
 Make = Callable[..., Recorded]
 
 DRAWER, HAMMER = "metaworld/drawer-open-v3", "metaworld/hammer-v3"
-HORIZON, SIZES = 5, (9, 4, 6)
+HORIZON, SIZES = 5, (9, 4, 6, 5)
 
 
 class Phrases:
@@ -57,7 +55,7 @@ def _sampler(episodes: Sequence[Recorded], **changes: Any) -> AlignmentSampler:
 
 
 def _parts(batch: AlignmentBatch) -> Iterator[FormerBatch]:
-    yield from (b for b in (batch.control, batch.plan, batch.judge) if b is not None)
+    yield from (b for b in (batch.control, batch.plan, batch.judge, batch.ask) if b)
 
 
 def _equal(one: AlignmentBatch, other: AlignmentBatch) -> bool:
@@ -95,9 +93,11 @@ def test_a_batch_is_a_function_of_seed_and_step(make: Make) -> None:
 
 def test_shapes_are_those_documented(make: Make) -> None:
     batch = _sampler([make(seed=1), make(HAMMER, 2)])(0)
-    (c, _p, j), control = SIZES, batch.control
+    (c, _p, j, _a), control = SIZES, batch.control
     assert batch.plan is not None and batch.judge is not None
-    for part, size, n_times in zip(_parts(batch), SIZES, (1, 1, N_TUBELETS), strict=True):
+    for part, size, n_times in zip(
+        _parts(batch), SIZES, (1, 1, N_TUBELETS, N_TUBELETS), strict=True
+    ):
         assert part.vision.shape == (size, 2, n_times, 2, 3)
         assert part.vision.dtype == part.places.dtype == torch.float32
         assert len(part.texts) == size and part.places.shape == (size, N_PLACES, 2, 2)
@@ -113,7 +113,7 @@ def test_shapes_are_those_documented(make: Make) -> None:
 
 
 def test_plans_and_verdicts_may_be_left_out(make: Make) -> None:
-    batch = _sampler([make()], sizes=(3, 0, 0))(0)
+    batch = _sampler([make()], sizes=(3, 0, 0, 0))(0)
     assert batch.plan is None and batch.judge is None and len(batch.control.texts) == 3
 
 
@@ -427,7 +427,7 @@ def test_places_out_of_view_are_unknown(make: Make, xy: tuple[float, float], kno
 def test_robots_are_looked_at_evenly(make: Make) -> None:
     arm = [make(f"metaworld/{task}-v3", seed) for seed, task in enumerate(("hammer", "push"))]
     sampler = AlignmentSampler(
-        [], [*arm, make("kitchen/kettle", 5)], Phrases(), HORIZON, (0, 40, 0)
+        [], [*arm, make("kitchen/kettle", 5)], Phrases(), HORIZON, (0, 40, 0, 0)
     )
     drawn: Counter[int] = Counter()
     for number in range(25):
@@ -450,14 +450,14 @@ def test_motion_is_what_the_robot_itself_did_during_the_clip(make: Make) -> None
 
 
 def test_without_episodes_to_imitate_nothing_is_acted(make: Make) -> None:
-    batch = AlignmentSampler([], [make()], Phrases(), HORIZON, (4, 3, 2))(0)
+    batch = AlignmentSampler([], [make()], Phrases(), HORIZON, (4, 3, 2, 0))(0)
     assert batch.control is None and batch.plan is not None and batch.judge is not None
 
 
 def test_tasks_are_looked_at_evenly_and_longer_episodes_more_often(make: Make) -> None:
     many = [make(seed=s, length=20) for s in range(1, 5)] + [make(seed=5, length=80)]
     rare = make(HAMMER, 6, 20)
-    sampler = AlignmentSampler(many, [*many, rare], Phrases(), HORIZON, (1, 40, 0))
+    sampler = AlignmentSampler(many, [*many, rare], Phrases(), HORIZON, (1, 40, 0, 0))
     drawn: Counter[int] = Counter()
     for number in range(25):
         part = sampler(number).plan
@@ -513,3 +513,18 @@ def test_loaded_with_each_nouns_places_in_each_camera(make: Make) -> None:
         assert np.array_equal(got.places[noun], pixels[:, :, k : k + 2])
     assert np.array_equal(got.state, kept.state) and np.array_equal(got.action, kept.action)
     assert np.array_equal(got.subgoal, kept.subgoal) and np.array_equal(got.done, kept.done)
+
+
+def test_questions_come_with_the_places_of_what_they_are_about(make: Make) -> None:
+    episodes = [make(), make(HAMMER, 1), make("kitchen/kettle", 5)]
+    positions = 0
+    for number in range(40):
+        part = _sampler(episodes, sizes=(0, 0, 0, 8))(number).ask
+        assert part is not None and part.answers is not None
+        assert part.choices == set(part.answers) - {""}
+        for text, answer, places in zip(part.texts, part.answers, part.places, strict=True):
+            assert text.startswith("answer: ")
+            if not answer:
+                positions += 1
+                assert torch.isfinite(places[0, 0]).all() and not torch.isfinite(places[1]).any()
+    assert positions > 10

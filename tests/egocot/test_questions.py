@@ -140,7 +140,7 @@ def test_questions_come_in_both_languages_and_many_wordings(many: list[Recorded]
     asked = [a.question for a in _drawn(many, 1500)]
     n_chinese = sum(bool(HAN.search(question)) for question in asked)
     assert 0.15 < n_chinese / len(asked) < 0.5
-    assert len(set(asked)) > 500
+    assert len(set(asked)) > 450
     assert not [q for q in asked if HAN.search(q) and re.search("[a-z] *(?:在|吗)", q)]
 
 

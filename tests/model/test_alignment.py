@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import policies
-from embodied.egocot.dataset import N_PLACES, AlignmentBatch, FormerBatch
+from embodied.egocot.dataset import N_PLACES
+from embodied.egocot.former_batches import AlignmentBatch, FormerBatch
 from embodied.model.alignment import Alignment, place_loss, text_states
 from embodied.model.former import EmbodiedFormer, FormerConfig
 
@@ -62,7 +63,10 @@ def _batch() -> AlignmentBatch:
         done=torch.tensor([1.0, 0.0, 0.0, 1.0]),
     )
     judge = replace(_part(3, 4, 3), verdict=torch.tensor([0, 1, 2]))
-    return AlignmentBatch(control, _part(2, 1, 2), judge)
+    answers = ["yes", "", "no", "the nut"]  # the second one is a position
+    ask = replace(_part(4, 4, 5), texts=[f"answer: {i}?" for i in range(4)], answers=answers)
+    ask = replace(ask, choices=frozenset({"yes", "no", "the nut", "of another share"}))
+    return AlignmentBatch(control, _part(2, 1, 2), judge, ask)
 
 
 def test_a_small_batch_is_learnt_by_heart() -> None:
@@ -75,7 +79,11 @@ def test_a_small_batch_is_learnt_by_heart() -> None:
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) < 0.3 * float(first.detach())
-    assert figures["verdict_acc"] == 1.0 and figures["place"] < 0.1 and figures["action"] < 0.2
+    assert (
+        figures["verdict_acc"] == figures["answer_acc"] == 1.0
+        and figures["place"] < 0.1
+        and figures["action"] < 0.2
+    )
 
 
 def test_gradients_reach_former_policy_and_heads() -> None:
@@ -91,9 +99,16 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     assert batch.judge is not None
     verdicts = module.verdicts(module.embody(batch.judge)).log_softmax(1)
     verdict = -float(verdicts[torch.arange(3), batch.judge.verdict].detach().mean())
+    assert batch.ask is not None
+    choices = sorted(batch.ask.choices)
+    answers = module.answers(module.embody(batch.ask), choices).log_softmax(1).detach()
+    known = [(0, "yes"), (2, "no"), (3, "the nut")]
+    answer = -float(np.mean([answers[i, choices.index(said)] for i, said in known]))
     w = module.weights
     parts = figures["action"] + w.done * figures["done"] + w.places * figures["place"]
-    assert float(total.detach()) == pytest.approx(parts + w.verdict * verdict, rel=1e-4)
+    assert float(total.detach()) == pytest.approx(
+        parts + w.verdict * verdict + w.answer * answer, rel=1e-4
+    )
 
 
 def test_actions_beyond_the_episodes_end_do_not_count() -> None:
@@ -110,7 +125,7 @@ def test_control_alone_trains_no_verdicts() -> None:
     loss.backward()
     assert set(figures) == {"action", "done", "place"}
     for name, p in module.named_parameters():
-        assert (p.grad is None) == name.startswith("verdict"), name
+        assert (p.grad is None) == name.startswith(("verdict", "answer")), name
 
 
 def test_unknown_places_do_not_count() -> None:
