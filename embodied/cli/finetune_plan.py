@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from embodied.cli.finetune import FinetuneOptions
 
 _WORDS_ONLY = (16, 0, 0, 0)
-_ALL = (22, 7, 10, 9)
+_ALL = (18, 7, 10, 13)
 _OF_RECORDS = (6, 4, 6)
 _N_ANSWERS = 12
 
