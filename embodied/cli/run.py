@@ -14,6 +14,7 @@ from embodied.agent.rollout import PICTURE_EVERY, RefusedTask
 from embodied.cli.attempt import Attempt, Recorder, attempt, outcome_line
 from embodied.cli.common import check_instruction, stdout_to_stderr, writable_dir
 from embodied.cli.plan import Request, choose_scene, plan_fields
+from embodied.cli.trials import cameras_for
 from sims import scenes
 from sims.seeds import FIRST_SEED
 
@@ -68,6 +69,7 @@ def _run(request: Request, folder: Path, options: RunOptions) -> dict[str, Any]:
     # whoever asks for an open cabinet wants it open, not a fifth of the way
     goal = {"tasks": scene.tasks, "rule": "strict"} if scene.env == scenes.KITCHEN else {}
     more: dict[str, Any] = {"horizon": options.horizon, "picture_every": PICTURE_EVERY, **goal}
+    more["cameras"] = cameras_for(agent, scene.env)
     with closing(scenes.make(scene.env, **more)) as env:
         recorder = Recorder(env, agent.caption, fine=True)
         tried = attempt(env, agent, request.instruction, request.seed, recorder)

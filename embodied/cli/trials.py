@@ -121,13 +121,10 @@ class Trials:
         return self._env
 
     def _cameras(self, env_id: str) -> dict[str, Any]:
-        """The environment's own cameras, and what more the policy looks through."""
+        """What the agent needs to see; the environment's own for whoever looks at nothing."""
         if self._setting.actor != "agent":
             return {}
-        motor = getattr(self._load_agent(), "motors", {}).get(scenes.family(env_id))
-        own = scenes.cameras(env_id)
-        more = () if motor is None else motor.policy.fed.cameras
-        return {"cameras": tuple(dict.fromkeys((*own, *more)))}
+        return {"cameras": cameras_for(self._load_agent(), env_id)}
 
     def _rule(self, env_id: str) -> dict[str, Any]:
         rule = self._setting.rule
@@ -245,6 +242,13 @@ def _is_oracle(actor: Any, env_id: str) -> bool:
     """Whether what moves this robot was told where things are: a ceiling."""
     motor = getattr(actor, "motors", {}).get(scenes.family(env_id))
     return motor is not None and motor.policy.fed.features == "oracle"
+
+
+def cameras_for(actor: Any, env_id: str) -> tuple[str, ...]:
+    """The environment's own cameras, and what more the policy looks through."""
+    motor = getattr(actor, "motors", {}).get(scenes.family(env_id))
+    more = () if motor is None else motor.policy.fed.cameras
+    return tuple(dict.fromkeys((*scenes.cameras(env_id), *more)))
 
 
 def _looks_through(actor: Any, env: Any) -> list[str] | None:

@@ -386,14 +386,14 @@ def stack_cameras(observations: Sequence[Observation], cameras: Sequence[str]) -
 def cameras_of(wanted: Sequence[str], there: Sequence[str]) -> tuple[str, ...]:
     """The cameras to look through, in the model's order.
 
-    A scene whose cameras have other names shows as many, in the same places of the order: one
-    that sees the whole first, then one at the hand.
+    A scene whose cameras have other names shows its first ones, in the same places of the order:
+    one that sees the whole, then one at the hand. What a policy looks through besides comes after.
 
     Raises:
-        ValueError: there are others, and not as many.
+        ValueError: there are others, and too few.
     """
     if set(wanted) <= set(there):
         return tuple(wanted)
-    if len(wanted) == len(there):
-        return tuple(there)
+    if len(wanted) <= len(there):
+        return tuple(there[: len(wanted)])
     raise ValueError(f"the model needs the cameras {list(wanted)}, got {list(there)}")

@@ -275,8 +275,13 @@ def test_another_robots_cameras_take_the_same_places() -> None:
         "wrist",
     )
     assert cameras_of(("workspace", "wrist"), ("overview", "wrist")) == ("overview", "wrist")
-    with pytest.raises(ValueError, match=r"needs the cameras \['wrist'\], got \['left', 'right'\]"):
-        cameras_of(("wrist",), ("left", "right"))
+    assert cameras_of(("workspace", "wrist"), ("overview", "wrist", "left")) == (
+        "overview",
+        "wrist",
+    )
+    needs = r"needs the cameras \['workspace', 'wrist'\], got \['left'\]"
+    with pytest.raises(ValueError, match=needs):
+        cameras_of(("workspace", "wrist"), ("left",))
 
 
 def test_texts_are_padded_and_cut(planner: Planner) -> None:
