@@ -53,13 +53,17 @@ _AFTER = {
 }
 _HAN = re.compile("[\u4e00-\u9fff]")  # English may have a dash or an arrow that is no ASCII
 
+_LONG_WORD = re.compile("[A-Za-z]{5,}")
+_TYPOS = 0.12
+"""How often a request has a slip of the keyboard."""
+
 _POOL = 4
 _ONE_CAMERA = 0.3
 """How often questions are about the first camera's pictures alone, as of a video."""
 
 
 def vary(rng: np.random.Generator, sentence: str) -> str:
-    """The same request with small changes of form: case, closing mark, courtesies."""
+    """The same request with small changes of form: case, closing mark, courtesies, a slip."""
     language = "zh" if _HAN.search(sentence) else "en"
     if rng.random() < 0.4:
         sentence = sentence.rstrip(".!?。！？")
@@ -69,7 +73,19 @@ def vary(rng: np.random.Generator, sentence: str) -> str:
         sentence = sentence.rstrip(".!?。！？") + str(rng.choice(_AFTER[language]))
     if rng.random() < 0.3:
         sentence = sentence.lower()
-    return sentence
+    return _mistyped(rng, sentence) if rng.random() < _TYPOS else sentence
+
+
+def _mistyped(rng: np.random.Generator, sentence: str) -> str:
+    """A long English word with two letters swapped, or one left out or doubled; if there is one."""
+    words = list(_LONG_WORD.finditer(sentence))
+    if not words:
+        return sentence
+    word = words[int(rng.integers(len(words)))]
+    i = int(rng.integers(word.start() + 1, word.end() - 1))
+    a, b = sentence[i], sentence[i + 1]
+    slip = str(rng.choice([b + a, b, a + a + b]))
+    return sentence[:i] + slip + sentence[i + 2 :]
 
 
 Kind = Literal["task", "plan", "verdict", "answer"]

@@ -378,6 +378,12 @@ def _variants(sentence: str, n: int = 60) -> set[str]:
     return {vary(rng, sentence) for _ in range(n)}
 
 
+@pytest.fixture
+def no_slips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversations, "_TYPOS", 0.0)
+
+
+@pytest.mark.usefixtures("no_slips")
 def test_varied_requests_differ_in_case_courtesies_and_closing_marks_only() -> None:
     rng = np.random.default_rng(0)
     for lang, sentence in SAID:
@@ -389,6 +395,7 @@ def test_varied_requests_differ_in_case_courtesies_and_closing_marks_only() -> N
             assert form.fullmatch(varied.lower()), (sentence, varied)
 
 
+@pytest.mark.usefixtures("no_slips")
 def test_varied_requests_stay_in_their_language() -> None:
     rng = np.random.default_rng(1)
     for lang, sentence in SAID:
@@ -403,6 +410,26 @@ def _courtesies_of(varied: str, sentence: str) -> set[str]:
     before, _, after = varied.lower().partition(_core(sentence))
     added = (before + after).strip(MARKS + "， ")
     return {"zh" if HAN.search(added) else "en"} if added else set()
+
+
+def test_a_slip_is_in_one_long_word_and_leaves_its_first_letter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conversations, "_TYPOS", 1.0)
+    rng = np.random.default_rng(2)
+    said = "shut the little window 关"
+    for _ in range(300):
+        varied = vary(rng, said).lower()
+        words = re.findall("[a-z]+", varied)
+        assert "关" in varied
+        assert sum(w in words for w in ("shut", "the", "little", "window")) >= 3
+        assert any(w.startswith("l") for w in words) and any(w.startswith("w") for w in words)
+    assert conversations._mistyped(rng, "关上门") == "关上门"
+    assert {len(w) for w in _slips("window")} == {5, 6, 7}
+
+
+def _slips(word: str) -> set[str]:
+    return {conversations._mistyped(np.random.default_rng(i), word) for i in range(60)}
 
 
 def test_every_courtesy_is_used() -> None:
