@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -22,6 +23,7 @@ from embodied.engines import Engine
 from embodied.episodes import DatasetError, DatasetReader, DatasetWriter, merge
 from embodied.model.plan import grounded_nouns, thought_text
 from embodied.types import Episode, Observation, Plan, Vocabulary
+from embodied.video import replacing
 from sims import experts
 from sims.experts import Fault
 
@@ -311,7 +313,8 @@ def record(options: RecordOptions) -> int:
         print(f"{out} holds all {len(jobs)} episodes already", file=sys.stderr)
         return 0
     parts_root = out.with_name(out.name + ".parts")
-    begun = len(list(parts_root.iterdir())) if parts_root.exists() else 0
+    _check_same_jobs(parts_root, jobs)
+    begun = sum(part.is_dir() for part in parts_root.iterdir())
     n_workers = begun or options.workers or os.cpu_count() or 1  # a resumed run keeps its shares
     parts = [parts_root / f"{k:02d}" for k in range(n_workers)]
     _run_workers(parts, jobs, options)
@@ -322,6 +325,19 @@ def record(options: RecordOptions) -> int:
     n_good = sum(episode.success for episode in reader.episodes)
     print(f"{out}: {len(reader)} episodes, {n_good} successes, {n_steps} steps", file=sys.stderr)
     return 0
+
+
+def _check_same_jobs(parts_root: Path, jobs: list[tuple[str, int]]) -> None:
+    """Note what a recording is of; raises DatasetError when one of something else was begun."""
+    noted = parts_root / "jobs.json"
+    wanted = json.dumps(jobs)
+    if noted.is_file() and noted.read_text() != wanted:
+        raise DatasetError(
+            f"{parts_root} was begun with other --env, --n_episodes, --seed or --family: go on"
+            " with those, or delete it"
+        )
+    with replacing(noted) as new:
+        new.write_text(wanted)
 
 
 def _run_workers(parts: list[Path], jobs: list[tuple[str, int]], options: RecordOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,6 +149,16 @@ def test_a_killed_recording_goes_on_to_the_same_end(recorded_set: Path, tmp_path
         assert all(np.array_equal(mine[k], theirs[k], equal_nan=True) for k in theirs)
     assert np.array_equal(resumed.frames(1, "wrist"), straight.frames(1, "wrist"))
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def test_what_was_begun_goes_on_with_the_same_episodes_only(tmp_path: Path) -> None:
+    out, part = tmp_path / "set", tmp_path / "set.parts" / "00"
+    part.mkdir(parents=True)  # whose recording was stopped
+    jobs = [["metaworld/drawer-open-v3", seed] for seed in (0, 1, 2)]
+    (part.parent / "jobs.json").write_text(json.dumps(jobs))
+    with pytest.raises(DatasetError, match=r"set\.parts was begun with other .*--n_episodes"):
+        record(_options(out, 2))
+    assert list(part.iterdir()) == [] and not out.exists()
 
 
 # --- what goes wrong on purpose ---------------------------------------------------------------
