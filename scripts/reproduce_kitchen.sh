@@ -26,9 +26,12 @@ record verdicts_two --env kitchen/2 --n_episodes 12 --seed 100 --family select -
 # what goes wrong, for the judge of both robots
 record mt10_faults --env mt10 --n_episodes 24 --seed 4000 --fault_fraction 1.0
 record kitchen_faults --env kitchen --n_episodes 12 --seed 7000 --fault_fraction 0.9
+record mt10_faults2 --env mt10 --n_episodes 36 --seed 14000 --fault_fraction 0.8
+record kitchen_faults2 --env kitchen --n_episodes 14 --seed 17000 --fault_fraction 0.8
 record two_faults --env kitchen/2 --n_episodes 40 --seed 7500 --fault_fraction 0.7
 expert=$data/single,$data/two,$data/three,$data/four
-faults=$data/mt10_faults,$data/kitchen_faults,$data/two_faults
+faults=$data/mt10_faults,$data/mt10_faults2,$data/kitchen_faults,$data/kitchen_faults2
+faults=$faults,$data/two_faults
 looked_at=$small/data/mt10,$small/data/mt50,$expert,$faults
 
 # 2. which tasks the words mean, longer than before, beside the next steps
@@ -37,17 +40,17 @@ $embodied finetune --stage words --model "$small/words/planner" --steps 2200 --s
 words=$!
 
 # 3. the Embodied-former goes on with the kitchen, and keeps looking at Meta-World; then it looks
-# at plans and verdicts alone, for the planner (each policy keeps the former that it was tuned with)
+# for plans, verdicts and answers alone, for the planner (each policy keeps the former that it was tuned with)
 $embodied finetune --stage align --model "$small/plan/planner" --dataset "$expert" \
   --look_at "$small/data/mt10,$small/data/mt50" --steps 2400 --threads 1 \
   --features_dir "$features" --output_dir "$out/align"
 
-$embodied finetune --stage align --model "$out/align/planner" --look_at "$looked_at" --steps 1300 \
+$embodied finetune --stage align --model "$out/align/planner" --look_at "$looked_at" --steps 2600 \
   --threads 1 --features_dir "$features" --output_dir "$out/look"
 wait $words
 
 # 4. plans, verdicts and answers in both; meanwhile the policy learns from the expert's corrections
-# (DAgger), four times
+# (DAgger), five times
 $embodied finetune --stage plan --model "$out/look/planner" --adapter_from "$out/words/planner" \
   --look_at "$looked_at" --steps 300 --learning_rate 0.0003 --threads 1 \
   --features_dir "$features" --output_dir "$out/plan" >"$out/plan.log" 2>&1 &
@@ -93,17 +96,28 @@ again _four kitchen/4 12 12500 620
 again "" kitchen 5 12700 200
 seen=$seen,$data/corrections4_two,$data/corrections4_four,$data/corrections4
 improved 4 "$out/policy3/policy" 2400 0.0005 "$seen"
+# the light switch, by itself and after each of the others
+switch() {
+  $embodied record --env "$2" --n_episodes "$3" --seed "$4" --horizon "$5" --beta 0.1 --noise 0 \
+    --model "$out/align/planner" --policy "$out/policy4/policy" --output_dir "$data/corrections5$1"
+}
+light="light switch"
+switch _light "kitchen/$light" 76 13000 220
+switch _then "kitchen/microwave+$light,kitchen/kettle+$light,kitchen/hinge cabinet+$light,\
+kitchen/slide cabinet+$light,kitchen/top burner+$light,kitchen/bottom burner+$light" 11 15100 360
+seen=$seen,$data/corrections5_light,$data/corrections5_then
+improved 5 "$out/policy4/policy" 2500 0.0005 "$seen"
 wait $plan
 
-# 5. answers to questions: the former learns along, as it has to find what is asked for
+# 5. the former learns along, so that places and answers come out finer
 $embodied finetune --stage plan --train_former --model "$out/plan/planner" \
-  --look_at "$looked_at" --steps 310 --learning_rate 0.0004 --seed 7 --threads 1 \
+  --look_at "$looked_at" --steps 330 --learning_rate 0.0004 --seed 7 --threads 1 \
   --features_dir "$features" --output_dir "$out/answers"
 
 # 6. figures on starts and words that nothing was trained on; both robots
 mkdir -p "$out/policies"
 cp -r "$small/policy/policy" "$out/policies/metaworld"
-cp -r "$out/policy4/policy" "$out/policies/kitchen"
+cp -r "$out/policy5/policy" "$out/policies/kitchen"
 evaluate() {
   $embodied evaluate --workers 2 --model "$out/answers/planner" --policy "$out/policies" "$@"
 }
