@@ -13,7 +13,7 @@ from embodied import video
 from embodied.cli import eval_info
 from embodied.cli.evaluate import layout_seeds
 from embodied.cli.main import main
-from embodied.cli.trials import Ablation, Job, Setting, Trials
+from embodied.cli.trials import Ablation, Job, Setting, Trials, cameras_for
 from embodied.metrics import Paired, Rate
 from sims import language
 
@@ -369,3 +369,11 @@ def test_compare_refuses_what_is_no_evaluation(
     assert main(["compare", str(path), str(path)]) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and "is no eval_info.json" in err
+
+
+def test_a_policy_is_shown_the_cameras_that_it_was_trained_with() -> None:
+    fed = SimpleNamespace(cameras=("wrist", "left"))
+    motor = SimpleNamespace(policy=SimpleNamespace(fed=fed))
+    actor = SimpleNamespace(motors={"kitchen": motor})
+    assert cameras_for(actor, "kitchen/kettle") == ("overview", "wrist", "left")
+    assert cameras_for(actor, "metaworld/push-v3") == ("workspace", "wrist")  # another robot's
