@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from embodied.egocot.dataset import Recorded
 from embodied.episodes import EpisodeMeta
@@ -107,3 +108,11 @@ def make() -> Callable[..., Recorded]:
         )
 
     return recorded
+
+
+def seen_in(vision: Tensor) -> tuple[int, list[int]]:
+    """(cameras, T', N, W) of one sample → the episode's seed and the rows of its cache."""
+    assert (vision[0, ..., :2] == vision[1, ..., :2]).all()
+    assert (vision[0, ..., 2] == 0).all() and (vision[1, ..., 2] == 1).all()
+    (seed,) = vision[..., 0].unique().tolist()
+    return int(seed), [int(row) for row in vision[0, :, 0, 1]]
