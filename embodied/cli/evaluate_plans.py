@@ -31,7 +31,6 @@ from embodied.cli.score_records import score_records
 from embodied.cli.splits import left_out_of, of_splits, without
 from embodied.egocot.dataset import (
     Recorded,
-    clip_tokens,
     draw_verdict,
     group_by_task,
     motion_at,
@@ -371,7 +370,7 @@ def score_verdicts(
     said, true = [], []
     for _ in tqdm(range(n), desc="verdicts", file=sys.stderr):
         episode, step, index = draw_verdict(rng, by_task)
-        tokens = torch.from_numpy(clip_tokens(episode, step))[None]
+        tokens = torch.from_numpy(episode.clip(step))[None]
         subgoal = episode.meta.plan.subgoals[index]
         said.append(planner.judge_tokens(tokens, subgoal, motion_at(episode, step)).status)
         true.append(verdict_of(episode, index, step)[0])

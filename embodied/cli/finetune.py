@@ -77,6 +77,8 @@ class FinetuneOptions(StartOptions, LoopOptions):
             question is about, for one. A policy that was tuned with this former needs its own copy.
         horizon: actions in a chunk.
         batch_size: samples a step, of all uses together; the stage's own number when 0.
+        mix: in stage plan, so many of them are tasks, plans, verdicts and answers, against each
+            other: "6,4,8,30" is mostly questions. The stage's own numbers when empty.
         features_dir: where frozen features are cached.
         save_every: steps between saved states; 0 to save at the end only.
         gradient_checkpointing: compute the language model's layers again in the backward pass:
@@ -96,6 +98,7 @@ class FinetuneOptions(StartOptions, LoopOptions):
     train_former: bool = False
     horizon: int = 8
     batch_size: int = 0
+    mix: str = ""
     features_dir: Path = Path("outputs/features")
     save_every: int = 100
     gradient_checkpointing: bool = False
@@ -170,6 +173,8 @@ def _check_given(options: FinetuneOptions) -> None:
     """Raises ValueError when the stage has nothing to learn from, or cannot use what is given."""
     if options.few_shot and options.stage != "plan":
         raise ValueError("--few_shot is for stage plan")
+    if options.mix and options.stage != "plan":
+        raise ValueError("--mix is for stage plan")
     if options.stage == "align" and options.records:
         raise ValueError("stage align learns from recorded episodes, not from --records")
     given = options.dataset or options.look_at or options.records

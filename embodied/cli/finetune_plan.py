@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from embodied.cli.training import run_training
 from embodied.egocot.conversations import ConversationSampler, Turns
 from embodied.egocot.dataset import Phrasebook, Recorded
 from embodied.egocot.demos import choose_demos
+from embodied.egocot.halting import halts_of
 from embodied.egocot.own_words import OwnWords
 from embodied.egocot.quarantine import Quarantine
 from embodied.egocot.record_conversations import RecordSampler
@@ -33,6 +35,8 @@ _WORDS_ONLY = (16, 0, 0, 0)
 _ALL = (18, 7, 10, 13)
 _OF_RECORDS = (6, 4, 6)
 _N_ANSWERS = 12
+_N_HALTS = 4
+"""Failures made from each few-shot demonstration."""
 
 
 class Speech(nn.Module):
@@ -132,12 +136,14 @@ def _sampler(
     names = "" if words_only else f"{options.dataset},{options.look_at}"
     episodes = without(load_datasets(planner, names, options.features_dir), left_out)
     records = chosen_records(planner, options, left_out)
-    scenes_share = _ALL if episodes else _WORDS_ONLY
+    scenes_share = _mixed(options.mix, _ALL) if episodes else _WORDS_ONLY
     record_share = (0, 0, _N_ANSWERS) if words_only else _OF_RECORDS
     phrases: Phrasebook = language.Phrases(left_out)
     if options.few_shot:
         episodes = choose_demos(episodes, options.few_shot)
         phrases = _own_words(episodes, options)
+        rng = np.random.default_rng(options.seed)
+        episodes = [*episodes, *(h for e in episodes for h in halts_of(e, _N_HALTS, rng))]
     sizes = scaled(scenes_share, options.batch_size)
     samplers: list[Callable[[int], list[Turns]]] = [
         ConversationSampler(episodes, phrases, sizes, seed=options.seed)
@@ -146,6 +152,25 @@ def _sampler(
         of_records = scaled(record_share, options.batch_size)
         samplers.append(RecordSampler(records, of_records, seed=options.seed))
     return lambda step: [turns for sampler in samplers for turns in sampler(step)]
+
+
+def _mixed(mix: str, usual: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """The numbers of tasks, plans, verdicts and answers that `mix` asks for, or the usual ones.
+
+    Raises:
+        ValueError: they are not four numbers from 0 on, of which one is more.
+    """
+    if not mix:
+        return usual
+    numbers = [part.strip() for part in mix.split(",")]
+    if (
+        len(numbers) != len(usual)
+        or not all(n.isdecimal() for n in numbers)
+        or set(numbers) == {"0"}
+    ):
+        raise ValueError(f"mix must be four numbers like 18,7,10,13, got {mix!r}")
+    tasks, plans, verdicts, answers = map(int, numbers)
+    return tasks, plans, verdicts, answers
 
 
 def _own_words(episodes: list[Recorded], options: FinetuneOptions) -> OwnWords:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from embodied.egocot.dataset import Recorded, clip_tokens, group_by_task
+from embodied.egocot.dataset import Recorded, group_by_task
 from embodied.egocot.questions import draw_question
 from embodied.egocot.words import in_words
 from embodied.metrics import Rate, step_f1
@@ -97,7 +97,7 @@ def made(
     tasks = episode.tasks if find_tasks is None else find_tasks(sample.said, scene)
     if not tasks:
         return Planned(sample.split, (), true, ())
-    picture = torch.from_numpy(episode.cache.images[[episode.span.image(0)]][:, :, None])
+    picture = torch.from_numpy(episode.picture(0)[None, :, None])
     vocabulary = scenes.catalogue()[scene]
     plan = planner.plan_tokens(picture.float(), sample.said, vocabulary, tasks=tasks)
     return Planned(sample.split, plan.subgoals, true, tuple(_errors_px(plan, episode)))
@@ -166,7 +166,7 @@ def score_questions(
     answers = []
     for _ in tqdm(range(n), desc="questions", file=sys.stderr):
         asked = draw_question(rng, by_task)
-        tokens = torch.from_numpy(clip_tokens(asked.episode, asked.step))[None].float()
+        tokens = torch.from_numpy(asked.episode.clip(asked.step))[None].float()
         said = planner.answer_tokens(tokens, asked.question)
         answers.append((asked.kind, asked.question, said, asked.answer))
     return answer_figures(answers)

@@ -19,7 +19,6 @@ from embodied.agent.memory import lesson
 from embodied.egocot.dataset import (
     Phrasebook,
     Recorded,
-    clip_tokens,
     draw_task,
     draw_verdict,
     group_by_task,
@@ -28,7 +27,7 @@ from embodied.egocot.dataset import (
     serving_subgoals,
     verdict_of,
 )
-from embodied.egocot.questions import draw_question
+from embodied.egocot.questions import TO_LEARN, draw_question
 from embodied.model.features import IMAGE_EVERY, n_images
 from embodied.model.llm import chat
 from embodied.model.plan import REASONS, REFUSE, grounded_nouns, steps_text, thought_text
@@ -157,7 +156,7 @@ class ConversationSampler:
             told = self._experience(rng, episode, step)
             prompts.append(plan_prompt(said, told, () if _is_own_scene(episode) else tasks))
             answers.append(_plan_answer(episode, step, vocabulary))
-            tokens.append(episode.cache.images[episode.span.image(step)][:, None])
+            tokens.append(episode.picture(step)[:, None])
             texts.append(plan_text(said, vocabulary.nouns))
         return Turns("plan", prompts, answers, _stack(tokens), texts)
 
@@ -186,13 +185,13 @@ class ConversationSampler:
             "verdict",
             [judge_prompt(s, motion_at(e, t)) for s, (e, t, _) in zip(subgoals, rows, strict=True)],
             [": ".join(verdict_of(e, index, step)) for e, step, index in rows],
-            _stack([clip_tokens(e, step) for e, step, _ in rows]),
+            _stack([e.clip(step) for e, step, _ in rows]),
             [JUDGE_TEXT.format(s.text) for s in subgoals],
         )
 
     def _answers(self, rng: np.random.Generator, size: int) -> Turns:
-        asked = [draw_question(rng, self._by_task) for _ in range(size)]
-        tokens = _stack([clip_tokens(a.episode, a.step) for a in asked])
+        asked = [draw_question(rng, self._by_task, TO_LEARN) for _ in range(size)]
+        tokens = _stack([a.episode.clip(a.step) for a in asked])
         return Turns(
             "answer",
             [question_prompt(a.question) for a in asked],

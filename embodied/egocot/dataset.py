@@ -90,6 +90,17 @@ class Recorded:
         current = int(self.subgoal[step])
         return index < current or (index == current and bool(self.done[step]))
 
+    def picture(self, step: int) -> np.ndarray:
+        """The cached tokens of the picture at or before `step`: (cameras, N, W)."""
+        return np.array(self.cache.images[self.span.image(step)])
+
+    def clip(self, step: int) -> np.ndarray:
+        """The cached tokens of the clip that ends at `step`: (cameras, tubelets, N, W)."""
+        return np.stack([self._tubelet(row) for row in self.span.tubelets(step)], axis=1)
+
+    def _tubelet(self, row: int) -> np.ndarray:
+        return np.asarray(self.cache.tubelets[row])
+
 
 def is_imitable(meta: EpisodeMeta) -> bool:
     """Whether the recorded actions are worth imitating: a success, or an expert's corrections."""
@@ -233,11 +244,6 @@ def motion_at(episode: Recorded, step: int) -> str:
     """
     first = step - _CLIP_STEPS + 1
     return motion_text(episode.state[first : step + 1]) if first >= 0 else ""
-
-
-def clip_tokens(episode: Recorded, step: int) -> np.ndarray:
-    """The cached clip that ends at `step`: (cameras, tubelets, N, W)."""
-    return np.stack([episode.cache.tubelets[row] for row in episode.span.tubelets(step)], axis=1)
 
 
 def group_by_task(episodes: Sequence[Recorded]) -> dict[str, list[Recorded]]:

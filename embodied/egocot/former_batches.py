@@ -12,7 +12,6 @@ from torch import Tensor
 from embodied.egocot.dataset import (
     Phrasebook,
     Recorded,
-    clip_tokens,
     draw_long,
     draw_verdict,
     group_by_task,
@@ -117,7 +116,7 @@ class AlignmentSampler:
         chunks = [_chunk(e.action, step, self._horizon) for e, step, _ in rows]
         subgoals = [e.meta.plan.subgoals[g] for e, _, g in rows]
         return FormerBatch(
-            vision=_stack([e.cache.images[e.span.image(step)][:, None] for e, step, _ in rows]),
+            vision=_stack([e.picture(step)[:, None] for e, step, _ in rows]),
             texts=[CONTROL_TEXT.format(s.text) for s in subgoals],
             places=_places(
                 [(e, nouns_at_hand(s), t) for (e, t, _), s in zip(rows, subgoals, strict=True)]
@@ -145,7 +144,7 @@ class AlignmentSampler:
         said = [self._phrases.ask(rng, e.tasks) for e, _ in rows]
         nouns = [self._nouns(rng, e) for e, _ in rows]
         return FormerBatch(
-            vision=_stack([e.cache.images[e.span.image(step)][:, None] for e, step in rows]),
+            vision=_stack([e.picture(step)[:, None] for e, step in rows]),
             texts=[plan_text(s, n) for s, n in zip(said, nouns, strict=True)],
             places=_places([(e, n, t) for (e, t), n in zip(rows, nouns, strict=True)]),
         )
@@ -160,7 +159,7 @@ class AlignmentSampler:
         subgoals = [e.meta.plan.subgoals[g] for e, _, g in rows]
         verdicts = [STATUSES.index(verdict_of(e, g, step)[0]) for e, step, g in rows]
         return FormerBatch(
-            vision=_stack([clip_tokens(e, step) for e, step, _ in rows]),
+            vision=_stack([e.clip(step) for e, step, _ in rows]),
             texts=[JUDGE_TEXT.format(s.text) for s in subgoals],
             places=_places(
                 [(e, nouns_at_hand(s), t) for (e, t, _), s in zip(rows, subgoals, strict=True)]
@@ -172,7 +171,7 @@ class AlignmentSampler:
         asked = [draw_question(rng, self._all_by_task) for _ in range(size)]
         answers = ["" if a.kind == "where" else a.answer for a in asked]
         return FormerBatch(
-            vision=_stack([clip_tokens(a.episode, a.step) for a in asked]),
+            vision=_stack([a.episode.clip(a.step) for a in asked]),
             texts=[QUESTION_TEXT.format(a.question) for a in asked],
             places=_places([(a.episode, [*a.nouns], a.step) for a in asked]),
             answers=answers,

@@ -41,6 +41,8 @@ _SHARES: Mapping[Kind, float] = {
     "caption": 1.5,
 }
 """How often each kind is asked, against the others."""
+TO_LEARN: Mapping[Kind, float] = {**_SHARES, "doing": 3.0, "where": 3.0, "caption": 2.5}
+"""The same for the language model to learn from: its answers to these need the most looking."""
 _EITHER: Mapping[Kind, tuple[str, str]] = {
     "holding": ("nothing", "the "),
     "holds": ("yes", "no"),
@@ -99,14 +101,21 @@ def questions_for(episode: Recorded, step: int, rng: np.random.Generator) -> tup
     return asked.question, asked.answer
 
 
-def draw_question(rng: np.random.Generator, by_task: Mapping[str, Sequence[Recorded]]) -> Asked:
+def draw_question(
+    rng: np.random.Generator,
+    by_task: Mapping[str, Sequence[Recorded]],
+    shares: Mapping[Kind, float] = _SHARES,
+) -> Asked:
     """A question about a clip of any episode, of a kind and with an answer that are drawn first.
+
+    Args:
+        shares: how often each kind is asked, against the others.
 
     Raises:
         ValueError: none of the episodes has a clip of which something is known.
     """
-    kinds, shares = list(_SHARES), np.array([*_SHARES.values()])
-    kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
+    kinds, weights = list(shares), np.array([*shares.values()])
+    kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
     wanted = _EITHER[kind][int(rng.integers(2))] if kind in _EITHER else ""
     clip: tuple[Recorded, int] | None = None
     for _ in range(_TRIES):

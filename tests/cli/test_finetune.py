@@ -23,6 +23,7 @@ from embodied.cli.finetune import FinetuneOptions, agent_settings, finetune
 from embodied.cli.finetune_plan import Speech
 from embodied.cli.main import main
 from embodied.egocot.conversations import ConversationSampler, Turns
+from embodied.egocot.dataset import Recorded
 from embodied.egocot.former_batches import AlignmentSampler
 from embodied.egocot.own_words import OwnWords
 from embodied.model.llm import chat
@@ -156,6 +157,42 @@ def test_few_shot_learns_what_the_demonstrations_are_called_and_no_more(
     assert set(tasks) <= set(words.others.without)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="--few_shot is for stage plan"):
         run("words", few_shot=1)
+
+
+def test_few_shot_judges_failures_that_are_made_of_the_demonstrations(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Recorded] = []
+
+    def keep(episodes: list[Recorded], *rest: Any, **more: Any) -> ConversationSampler:
+        given.extend(episodes)
+        return ConversationSampler(episodes, *rest, **more)
+
+    monkeypatch.setattr(stages_of_speech, "ConversationSampler", keep)
+    run("plan", few_shot=1, steps=1)
+    demos, halts = [e for e in given if e.meta.success], [e for e in given if not e.meta.success]
+    assert len(halts) == 4 * len(demos) > 0
+    assert {e.meta.tag for e in halts} == {"stopped"}
+
+
+def test_a_mix_says_what_a_batch_is_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def keep(episodes: Any, phrases: Any, of: tuple[int, ...], **more: Any) -> ConversationSampler:
+        sizes.append(of)
+        return ConversationSampler(episodes, phrases, of, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stages_of_speech, "ConversationSampler", keep)
+    run("plan", mix="1,0,1,6", batch_size=8, steps=1)
+    assert sizes == [(1, 0, 1, 6)]
+    with pytest.raises(ValueError, match="--mix is for stage plan"):
+        run("words", mix="1,0,1,6")
+
+
+@pytest.mark.parametrize("mix", ["1,2,3", "1,2,3,four", "1,2,3,-4", "0,0,0,0", "1,2,3,4,5"])
+def test_a_mix_is_four_numbers(run: Run, mix: str) -> None:
+    with pytest.raises(ValueError, match="mix must be four numbers like 18,7,10,13"):
+        run("plan", mix=mix, steps=1)
 
 
 def test_the_saved_planner_is_the_trained_one(straight: tuple[str, Path, Planner]) -> None:

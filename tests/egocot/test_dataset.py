@@ -15,7 +15,6 @@ import torch
 from embodied.egocot.dataset import (
     N_PLACES,
     Recorded,
-    clip_tokens,
     draw_verdict,
     group_by_task,
     is_clear,
@@ -58,13 +57,13 @@ def test_verdicts_of_short_episodes_stay_within_them(make: Make, length: int) ->
     for _ in range(30):
         _, step, _ = draw_verdict(rng, group_by_task([episode]))
         assert 0 <= step < length
-        assert clip_tokens(episode, step).shape == (2, N_TUBELETS, 2, 3)
+        assert episode.clip(step).shape == (2, N_TUBELETS, 2, 3)
 
 
 @pytest.mark.parametrize("step", [2, 6, 7, 9, 10, 14, 38])
 def test_a_clip_ends_at_its_step_and_shows_nothing_of_later(make: Make, step: int) -> None:
     episode = make(seed=4)
-    seed, rows = seen_in(torch.from_numpy(clip_tokens(episode, step)))
+    seed, rows = seen_in(torch.from_numpy(episode.clip(step)))
     first_pictures = [(row - episode.span.first_tubelet) * TUBELET_EVERY for row in rows]
     newest = first_pictures[-1] + IMAGE_EVERY
     assert seed == 4 and newest <= step < newest + TUBELET_EVERY

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from embodied.egocot.dataset import Recorded, group_by_task
-from embodied.egocot.questions import ALL_DONE, Asked, draw_question, facts_at, questions_for
+from embodied.egocot.questions import (
+    ALL_DONE,
+    TO_LEARN,
+    Asked,
+    draw_question,
+    facts_at,
+    questions_for,
+)
 from embodied.egocot.wordings import CHINESE, STATES
 from embodied.model.plan import GRIPPER
 from sims import scenes
@@ -149,6 +156,14 @@ def test_the_same_seed_asks_the_same(many: list[Recorded]) -> None:
         return [(a.question, a.answer) for a in _drawn(many, 30, seed)]
 
     assert said(1) == said(1) != said(2)
+
+
+def test_training_asks_most_for_what_has_to_be_looked_for(many: list[Recorded]) -> None:
+    rng, by_task = np.random.default_rng(0), group_by_task(many)
+    kinds = Counter(draw_question(rng, by_task, TO_LEARN).kind for _ in range(1000))
+    usual = Counter(asked.kind for asked in _drawn(many, 1000))
+    assert set(kinds) == set(usual)
+    assert all(kinds[kind] > 1.2 * usual[kind] for kind in ("doing", "where", "caption"))
 
 
 def test_one_moment_can_be_asked_about_alone(make: Make) -> None:
