@@ -28,6 +28,7 @@ from embodied.cli.training import run_training
 from embodied.cli.unseen import seen_notes
 from embodied.egocot.dataset import Recorded, load_recorded
 from embodied.egocot.former_batches import AlignmentSampler
+from embodied.egocot.halting import with_halts
 from embodied.episodes import DatasetReader
 from embodied.model.alignment import Alignment
 from embodied.model.features import FeatureCache
@@ -55,6 +56,9 @@ _ACTING, _LOOKING = (48, 12, 16, 0), (0, 20, 28, 40)
 """Samples of control, plan, verdict and answer in a batch of `align`, with and without a policy."""
 
 
+_FEW_SHOT_HALTS = 4
+"""Failures made of each demonstration: without one a judge comes to call everything done."""
+
 _STAGES: dict[str, Literal["align", "words", "plan"]] = {"1": "align", "2": "words", "3": "plan"}
 
 
@@ -73,6 +77,8 @@ class FinetuneOptions(StartOptions, LoopOptions):
         output_dir: where the log, the state and the result go.
         few_shot: in stage plan, to learn new tasks: so many successes of each of the data sets'
             tasks, in the episodes' own words alone; all episodes, and all that people say, when 0.
+        halts: failures made of each success, in which the robot stops half way, for verdicts and
+            questions; 4 with few_shot, else none, when not given.
         train_former: in stage plan, whether the Embodied-former learns along: to find what a
             question is about, for one. A policy that was tuned with this former needs its own copy.
         horizon: actions in a chunk.
@@ -95,6 +101,7 @@ class FinetuneOptions(StartOptions, LoopOptions):
     records_split: str = "train"
     leave_out: str = ""
     few_shot: int = 0
+    halts: int | None = None
     train_former: bool = False
     horizon: int = 8
     batch_size: int = 0
@@ -103,6 +110,13 @@ class FinetuneOptions(StartOptions, LoopOptions):
     save_every: int = 100
     gradient_checkpointing: bool = False
     threads: int = 0
+
+    @property
+    def n_halts(self) -> int:
+        """What `halts` says or, when it says nothing, what is usual."""
+        if self.halts is not None:
+            return self.halts
+        return _FEW_SHOT_HALTS if self.few_shot else 0
 
 
 def load_datasets(planner: Planner, names: str, features_dir: Path) -> list[Recorded]:
@@ -173,6 +187,8 @@ def _check_given(options: FinetuneOptions) -> None:
     """Raises ValueError when the stage has nothing to learn from, or cannot use what is given."""
     if options.few_shot and options.stage != "plan":
         raise ValueError("--few_shot is for stage plan")
+    if options.n_halts < 0:
+        raise ValueError(f"--halts must be 0 or more, got {options.n_halts}")
     if options.mix and options.stage != "plan":
         raise ValueError("--mix is for stage plan")
     if options.stage == "align" and options.records:
@@ -195,7 +211,7 @@ def align(planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...] 
     print_trained(module)
     sampler = AlignmentSampler(
         act_on,
-        [*act_on, *extra],
+        with_halts([*act_on, *extra], options.n_halts, options.seed),
         language.Phrases(left_out),
         options.horizon,
         sizes=scaled(_ACTING if act_on else _LOOKING, options.batch_size),

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from embodied.cli.training import run_training
 from embodied.egocot.conversations import ConversationSampler, Turns
 from embodied.egocot.dataset import Phrasebook, Recorded
 from embodied.egocot.demos import choose_demos
-from embodied.egocot.halting import halts_of
+from embodied.egocot.halting import with_halts
 from embodied.egocot.own_words import OwnWords
 from embodied.egocot.quarantine import Quarantine
 from embodied.egocot.record_conversations import RecordSampler
@@ -35,8 +34,6 @@ _WORDS_ONLY = (16, 0, 0, 0)
 _ALL = (18, 7, 10, 13)
 _OF_RECORDS = (6, 4, 6)
 _N_ANSWERS = 12
-_N_HALTS = 4
-"""Failures made from each few-shot demonstration."""
 
 
 class Speech(nn.Module):
@@ -142,8 +139,7 @@ def _sampler(
     if options.few_shot:
         episodes = choose_demos(episodes, options.few_shot)
         phrases = _own_words(episodes, options)
-        rng = np.random.default_rng(options.seed)
-        episodes = [*episodes, *(h for e in episodes for h in halts_of(e, _N_HALTS, rng))]
+    episodes = with_halts(episodes, options.n_halts, options.seed)
     sizes = scaled(scenes_share, options.batch_size)
     samplers: list[Callable[[int], list[Turns]]] = [
         ConversationSampler(episodes, phrases, sizes, seed=options.seed)

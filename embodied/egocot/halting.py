@@ -80,6 +80,13 @@ def halts_of(episode: Recorded, n: int, rng: np.random.Generator) -> list[Halted
     return [halt_at(episode, int(rng.choice(phases[k % len(phases)]))) for k in range(n)]
 
 
+def with_halts(episodes: Sequence[Recorded], n: int, seed: int) -> list[Recorded]:
+    """The episodes, and `n` failures made of each of those that succeeded."""
+    rng = np.random.default_rng(seed)
+    halts = (halt for e in episodes if e.meta.success for halt in halts_of(e, n, rng))
+    return [*episodes, *halts]
+
+
 def _is_about_to(episode: Recorded, index: int, step: int) -> bool:
     """Whether sub-goal `index` is met within the next steps."""
     last = min(step + _ABOUT_TO, episode.span.length - 1)

@@ -25,6 +25,7 @@ from embodied.cli.main import main
 from embodied.egocot.conversations import ConversationSampler, Turns
 from embodied.egocot.dataset import Recorded
 from embodied.egocot.former_batches import AlignmentSampler
+from embodied.egocot.halting import with_halts
 from embodied.egocot.own_words import OwnWords
 from embodied.model.llm import chat
 from embodied.model.planner import Planner, question_prompt
@@ -173,6 +174,24 @@ def test_few_shot_judges_failures_that_are_made_of_the_demonstrations(
     demos, halts = [e for e in given if e.meta.success], [e for e in given if not e.meta.success]
     assert len(halts) == 4 * len(demos) > 0
     assert {e.meta.tag for e in halts} == {"stopped"}
+
+
+@pytest.mark.parametrize("stage", ["align", "plan"])
+def test_failures_are_made_of_successes_when_asked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def keep(episodes: list[Recorded], n: int, seed: int) -> list[Recorded]:
+        asked.append((n, seed))
+        return with_halts(episodes, n, seed)
+
+    monkeypatch.setattr(stages if stage == "align" else stages_of_speech, "with_halts", keep)
+    run(stage, steps=1, halts=3, seed=7)
+    run(stage, steps=1, seed=7)
+    assert asked == [(3, 7), (0, 7)]
+    with pytest.raises(ValueError, match="--halts must be 0 or more, got -1"):
+        run(stage, steps=1, halts=-1)
 
 
 def test_a_mix_says_what_a_batch_is_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

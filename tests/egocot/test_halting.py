@@ -17,7 +17,7 @@ from embodied.egocot.dataset import (
     motion_at,
     verdict_of,
 )
-from embodied.egocot.halting import halt_at, halts_of
+from embodied.egocot.halting import halt_at, halts_of, with_halts
 from embodied.model.features import IMAGE_EVERY, TUBELET_EVERY
 from embodied.model.plan import REASONS
 from tests.egocot.conftest import FIRST_IMAGE, FIRST_TUBELET, seen_in
@@ -94,5 +94,15 @@ def test_with_halts_a_set_of_successes_has_failures_to_judge(make: Make) -> None
         return sum(verdict_of(e, i, t)[0] == "failed" for e, t, i in drawn) / 200
 
     assert share_of_failures(demos) == 0
-    halts = [h for e in demos for h in halts_of(e, 4, rng)]
-    assert 0.2 < share_of_failures([*demos, *halts]) < 0.5
+    assert 0.2 < share_of_failures(with_halts(demos, 4, seed=0)) < 0.5
+
+
+def test_halts_are_made_of_successes_alone(make: Make) -> None:
+    success, failure = make(length=100), make(length=100, outcome="failure", tag="missed")
+    assert [e.meta.tag for e in with_halts([success, failure], 2, seed=0)] == [
+        "none",
+        "missed",
+        "stopped",
+        "stopped",
+    ]
+    assert with_halts([success, failure], 0, seed=0) == [success, failure]
