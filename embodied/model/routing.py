@@ -17,7 +17,7 @@ from embodied.types import Vocabulary
 
 ROUTE_PROMPT = "Instruction: {instruction}\nWhich task is it?"
 
-REFUSE_ABOVE = 0.7
+REFUSE_ABOVE = 0.3
 """Probability of a refusal from which an instruction is refused; see docs/log.md for the choice."""
 
 FITS_ABOVE = 0.05
