@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# A planner, and a policy, that have seen nothing of the tasks of mw5 and fk5, for mw5.sh and fk5.sh
+# A planner, and two policies, that have seen nothing of the tasks of mw5 and fk5, for mw5.sh and fk5.sh
 # to start from: no episode, plan or sentence of them is in any stage. Every step resumes where it
 # was interrupted.
 #     scripts/held_out.sh [FOLDER]
 #     scripts/mw5.sh --model FOLDER/plan/planner --init FOLDER/align/policy
+#     scripts/fk5.sh --model FOLDER/plan/planner --init FOLDER/kitchen/policy
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
@@ -21,6 +22,7 @@ record mt50 --env mt50 --n_episodes 5 --seed 1000 --fault_fraction 0.5
 record mt10_faults --env mt10 --n_episodes 24 --seed 4000 --fault_fraction 1.0
 record kitchen --env kitchen --n_episodes 20 --fault_fraction 0.2
 record kitchen_faults --env kitchen --n_episodes 12 --seed 7000 --fault_fraction 0.9
+record kitchen_others --env "kitchen/kettle,kitchen/top burner" --n_episodes 50 --seed 9000
 looked_at=$data/mt50,$data/mt10_faults,$data/kitchen,$data/kitchen_faults
 
 finetune() {
@@ -30,4 +32,6 @@ finetune --stage align --dataset "$data/mt10" --look_at "$looked_at" --steps 300
   --output_dir "$out/align"
 finetune --stage plan --model "$out/align/planner" --look_at "$data/mt10,$looked_at" \
   --steps 260 --batch_size 24 --learning_rate 0.0007 --output_dir "$out/plan"
-echo "$out/plan/planner $out/align/policy"
+$embodied train-policy --dataset "$data/kitchen,$data/kitchen_others" --tasks "kettle,top burner" \
+  --model "$out/plan/planner" --steps 1500 --features_dir "$out/features" --output_dir "$out/kitchen"
+echo "$out/plan/planner $out/align/policy $out/kitchen/policy"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from embodied import checkpoint
@@ -25,6 +25,13 @@ def left_out_of(folder: Path) -> tuple[str, ...]:
         CheckpointError: the folder is damaged.
     """
     return tuple(checkpoint.load(folder)[1].get(LEFT_OUT, ()))
+
+
+def still_left_out(starts: Iterable[Path | None], tasks: Collection[str]) -> list[str]:
+    """The tasks that none of the checkpoints `starts` has seen and that are not among `tasks`."""
+    known = [left_out_of(folder) for folder in starts if folder is not None]
+    common = known[0] if known else ()
+    return [t for t in common if t not in tasks and all(t in others for others in known)]
 
 
 def tasks_left_out(text: str, starts: Iterable[Path | None]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from embodied.agent.rollout import PICTURE_EVERY
 from embodied.cli.assemble import SHIPPED, load_policy, save_policy
 from embodied.cli.finetune import AGENTS, print_trained
 from embodied.cli.lerobot_layout import publish
+from embodied.cli.splits import LEFT_OUT, still_left_out
 from embodied.cli.training import run_training
 from embodied.cli.unseen import seen_notes
 from embodied.egocot.dataset import Recorded, nouns_at_hand, places_at
@@ -327,10 +328,12 @@ def _save(
     figures: dict[str, float],
 ) -> None:
     """Write the policy, and LeRobot's folders beside it."""
+    tasks = {task for demo in demos for task in demo.meta.plan.tasks or (demo.meta.task,)}
     notes: dict[str, Any] = {
         "trained_on": options.dataset,
         "n_demos": options.n_demos,
         "scenes": _families(demos),
+        LEFT_OUT: still_left_out((options.model, options.init), tasks),
         **seen_notes((demo.meta for demo in demos), options.init),
         "figures": figures,
     }

@@ -7,9 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from embodied import checkpoint
 from embodied.cli.main import main
-from embodied.cli.splits import is_about, left_out_of, of_splits, records_without, without
+from embodied.cli.splits import (
+    is_about,
+    left_out_of,
+    of_splits,
+    records_without,
+    still_left_out,
+    without,
+)
 from embodied.egocot.conversations import ConversationSampler
 from embodied.egocot.records import Record, read_records
 from sims import language, scenes
@@ -94,3 +103,29 @@ def test_a_stage_on_records_keeps_what_it_left_out(
     assert "64 records: 64 good, 0 quarantined" in err and "of 64 records" in err
     assert left_out_of(out / "planner") == scenes.resolve_tasks("fk5")
     assert (out / "quarantine_0.jsonl").read_text() == ""
+
+
+def _checkpoint(folder: Path, *left_out: str) -> Path:
+    checkpoint.save(folder, {"w": torch.zeros(1)}, {"left_out": left_out} if left_out else {})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("init", "trained_on", "left"),
+    [
+        (None, (), ["hammer", "assembly"]),
+        (None, ("hammer", "reach"), ["assembly"]),
+        (("hammer", "reach"), (), ["hammer"]),
+        ((), (), []),  # does not say what it has seen
+    ],
+)
+def test_what_a_policy_has_still_not_seen(
+    tmp_path: Path, init: tuple[str, ...] | None, trained_on: tuple[str, ...], left: list[str]
+) -> None:
+    planner = _checkpoint(tmp_path / "planner", "hammer", "assembly")
+    policy = None if init is None else _checkpoint(tmp_path / "policy", *init)
+    assert still_left_out((planner, policy), trained_on) == left
+
+
+def test_nothing_is_known_of_no_checkpoint() -> None:
+    assert still_left_out((None, None), ()) == []

@@ -22,6 +22,7 @@ from embodied.checkpoint import CheckpointError
 from embodied.cli.assemble import load_agent, load_policy, save_policy
 from embodied.cli.main import main
 from embodied.cli.oracle import OraclePolicy
+from embodied.cli.splits import left_out_of
 from embodied.cli.train_policy import TrainPolicyOptions, train_policy
 from embodied.cli.trials import Job, Setting, Trials
 from embodied.egocot.demos import choose_demos, load_demos, sources_of
@@ -125,6 +126,14 @@ def test_lerobots_layout_beside_ours(run: Run, straight: Path, planner: Planner)
     assert checkpoint.load(last / "training_state")[1]["next_step"] == 4
     train_config = json.loads((model / "train_config.json").read_text())
     assert train_config["command"] == "train-policy" and train_config["options"]["steps"] == 4
+
+
+def test_a_policy_says_what_neither_it_nor_its_planner_has_seen(
+    run: Run, planner: Planner, tmp_path: Path
+) -> None:
+    planner.save(tmp_path / "planner", left_out=["hammer", "coffee-button"])
+    folder = run(model=tmp_path / "planner", **_QUICK)  # its demonstrations press that button
+    assert left_out_of(folder / "policy") == ("hammer",)
 
 
 def test_an_earlier_checkpoint_stays_what_it_was(run: Run, tmp_path: Path) -> None:
