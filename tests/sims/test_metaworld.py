@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,14 @@ def test_layouts_differ_within_and_between_families(env: MetaWorldEnv) -> None:
     drawn = [seed for family in ("train", "select", "test") for seed in seeds(family, 2)]
     shas = [env.reset(seed=seed)[1]["layout_sha"] for seed in drawn]
     assert len(set(shas)) == len(shas)
+
+
+def test_layouts_that_nearly_meet_are_told_apart() -> None:
+    """These windows are two micrometres from each other; 20 is for training, 200013 for tests."""
+    with closing(MetaWorldEnv("window-close", cameras=())) as env:
+        shas = {env.reset(seed=seed)[1]["layout_sha"] for seed in (20, 200_013)}
+        assert len(shas) == 2
+        assert env.reset(seed=20)[1]["layout_sha"] in shas
 
 
 @all_tasks
