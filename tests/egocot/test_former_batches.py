@@ -213,16 +213,22 @@ def test_verdicts_are_true_of_clips_that_end_where_they_are_asked(make: Make) ->
     assert set(drawn) == set(STATUSES)
 
 
-def test_robots_are_looked_at_evenly(make: Make) -> None:
-    arm = [make(f"metaworld/{task}-v3", seed) for seed, task in enumerate(("hammer", "push"))]
-    sampler = AlignmentSampler(
-        [], [*arm, make("kitchen/kettle", 5)], Phrases(), HORIZON, (0, 40, 0, 0)
-    )
+def _planned_for(sampler: AlignmentSampler) -> Counter[int]:
+    """How often 25 batches plan for the episode of each seed."""
     drawn: Counter[int] = Counter()
     for number in range(25):
         part = sampler(number).plan
         assert part is not None
         drawn.update(seen_in(v)[0] for v in part.vision)
+    return drawn
+
+
+def test_robots_are_looked_at_evenly(make: Make) -> None:
+    arm = [make(f"metaworld/{task}-v3", seed) for seed, task in enumerate(("hammer", "push"))]
+    sampler = AlignmentSampler(
+        [], [*arm, make("kitchen/kettle", 5)], Phrases(), HORIZON, (0, 40, 0, 0)
+    )
+    drawn = _planned_for(sampler)
     assert drawn[5] == pytest.approx(500, abs=75)  # of a thousand
     assert drawn[0] == pytest.approx(250, abs=65)
 
@@ -236,11 +242,7 @@ def test_tasks_are_looked_at_evenly_and_longer_episodes_more_often(make: Make) -
     many = [make(seed=s, length=20) for s in range(1, 5)] + [make(seed=5, length=80)]
     rare = make(HAMMER, 6, 20)
     sampler = AlignmentSampler(many, [*many, rare], Phrases(), HORIZON, (1, 40, 0, 0))
-    drawn: Counter[int] = Counter()
-    for number in range(25):
-        part = sampler(number).plan
-        assert part is not None
-        drawn.update(seen_in(v)[0] for v in part.vision)
+    drawn = _planned_for(sampler)
     assert drawn[6] == pytest.approx(500, abs=75)  # of a thousand
     assert drawn[5] == pytest.approx(250, abs=65)
 
