@@ -236,6 +236,7 @@ class Agent:
 
     @property
     def _watches_tasks(self) -> bool:
+        """Whether it is judged which of the scene's several tasks are done."""
         return len(self._vocabulary.tasks) > 1 and self.options.ablate != "no_loop"
 
     def _seen_done(self) -> set[str]:
@@ -307,7 +308,7 @@ class Agent:
     def _go_on(self) -> bool:
         """Turn to what comes next, or to a task that has come undone since. False when neither."""
         index = self._first_open(self._index + 1)
-        if index is None and len(self._vocabulary.tasks) > 1:
+        if index is None and self._watches_tasks:
             index = self._first_open(0)
         if index is None:
             return False

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embodied.agent.agent import Agent, Motor
+from embodied.agent.agent import Ablation, Agent, AgentOptions, Motor
 from embodied.model.routing import Route
 from embodied.types import Observation, Plan, Subgoal, Verdict, Vocabulary
 from tests.agent.test_agent import CLAIMS, CountingFormer, FakePlanner, FakePolicy
@@ -42,12 +42,13 @@ class SceneWatcher(FakePlanner):
 
 
 class Kitchen:
-    def __init__(self, tasks: Sequence[str]) -> None:
+    def __init__(self, tasks: Sequence[str], ablate: Ablation = "none") -> None:
         self.planner = SceneWatcher(tasks)
         planner: Any = self.planner
         policy, former = FakePolicy(CLAIMS), CountingFormer().eval()
         motor = Motor(former, policy, retreat=(0.0, 0.0, 0.5, -1.0), retreat_steps=2)
-        self.agent = Agent(planner, {"kitchen": motor}, {"kitchen": VOCABULARY})
+        options = AgentOptions(ablate)
+        self.agent = Agent(planner, {"kitchen": motor}, {"kitchen": VOCABULARY}, options)
         self.n_steps = 0
 
     def observation(self) -> Observation:
@@ -115,6 +116,19 @@ def test_it_tries_again_from_the_start_of_the_task_not_of_the_plan() -> None:
     kitchen.until(PULL)
     kitchen.planner.failed = {PULL}
     kitchen.until(REACH_DOOR)
+
+
+def test_without_the_loop_the_plan_is_gone_through_once() -> None:
+    kitchen = Kitchen(("light", "door"), ablate="no_loop")
+    kitchen.planner.done, kitchen.planner.failed = {FLIP}, {REACH_DOOR}  # nobody asks
+    kitchen.begin()
+    worked_on = [kitchen.step() for _ in range(150)]
+    turns = [a for a, b in zip(worked_on, worked_on[1:], strict=False) if a != b]
+    assert [*turns, worked_on[-1]] == [REACH_LIGHT.text, FLIP.text, REACH_DOOR.text, PULL.text]
+    assert worked_on.count(PULL.text) > 50
+    report = kitchen.agent.report()
+    assert kitchen.planner.judged == [] and report["verdicts"] == []
+    assert report["n_retries"] == report["n_replans"] == 0 and len(report["plans"]) == 1
 
 
 def test_a_vocabulary_says_which_task_a_sub_goal_serves() -> None:
