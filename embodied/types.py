@@ -20,6 +20,9 @@ FedAblation = Literal["none", "plan_zeroed", "plan_shuffled"]
 FEATURES: tuple[Features, ...] = ("former", "r3m", "global", "blind", "state", "oracle")
 STATUSES: tuple[Status, ...] = ("done", "progressing", "failed")
 
+MAX_SUBGOALS = 16
+"""The most sub-goals that a plan has; all seven tasks of the kitchen take 15."""
+
 _SUBGOAL = re.compile(r"^\s*([a-z][a-z ]*?)\s*\(\s*([^()]*?)\s*\)\s*$")
 
 
@@ -141,7 +144,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Plan:
-    """A grounded thought and 1–12 sub-goals; or, when refused, the reason and no sub-goals."""
+    """A grounded thought and 1–16 sub-goals; or, when refused, the reason and no sub-goals."""
 
     instruction: str
     thought: str
@@ -150,8 +153,11 @@ class Plan:
     refused: str | None = None
 
     def __post_init__(self) -> None:
-        if self.refused is None and not 1 <= len(self.subgoals) <= 12:
-            raise ValueError(f"a plan has 1 to 12 sub-goals, got {len(self.subgoals)}")
+        if self.refused is None and not 1 <= len(self.subgoals) <= MAX_SUBGOALS:
+            raise ValueError(
+                f"a plan has 1 to {MAX_SUBGOALS} sub-goals, got {len(self.subgoals)}: "
+                "ask for fewer tasks at once"
+            )
         if self.refused is not None and self.subgoals:
             raise ValueError("a refused plan has no sub-goals")
 

@@ -23,7 +23,7 @@ Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
 MAX_TASKS = 4
-"""The most tasks that one sentence asks for."""
+"""The most tasks that one sentence asks for in words of its own; more are said in a plain row."""
 
 _REFUSED, _KITCHEN = 0.3, 0.35
 _COMPOSED = 0.6
@@ -88,7 +88,7 @@ def ask(rng: np.random.Generator, tasks: Sequence[str], without: Sequence[str] =
 
 def _asked(rng: np.random.Generator, tasks: Sequence[str], without: Sequence[str]) -> str:
     language: Language = "en" if rng.random() < _ENGLISH else "zh"
-    if rng.random() < _PLAIN:
+    if len(tasks) > MAX_TASKS or rng.random() < _PLAIN:
         return canonical(tasks, language)
     if len(tasks) == 1 and (tasks[0] not in kitchen_tasks.TASKS or rng.random() >= _FRAMED):
         return str(rng.choice(instructions()[tasks[0]][language]))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from embodied.types import Vocabulary
 from sims import kitchen_tasks
-from sims.language import MAX_TASKS
 from sims.subgoals import MT10, TASKS
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def check_env_id(env_id: str) -> str:
 def _goal(env_id: str) -> tuple[str, ...] | int:
     """The tasks that a kitchen's id asks for, or how many. Raises ValueError."""
     told = env_id.partition("/")[2]
-    if told.isdecimal() and 1 <= int(told) <= MAX_TASKS:
+    if told.isdecimal() and 1 <= int(told) <= len(kitchen_tasks.TASKS):
         return int(told)
     return kitchen_tasks.check_tasks(told.split("+"))
 

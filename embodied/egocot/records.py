@@ -24,8 +24,7 @@ from embodied.egocot.clips import ClipChecker
 from embodied.egocot.fields import RecordError, Rule, check
 from embodied.egocot.jsonl import from_json, jsonl_files, parse_line, to_json
 from embodied.egocot.quarantine import Counts, Quarantine, strict
-from embodied.model.plan import MAX_STEPS
-from embodied.types import Status, Subgoal
+from embodied.types import MAX_SUBGOALS, Status, Subgoal
 from embodied.video import replacing
 
 __all__ = [
@@ -131,8 +130,10 @@ class Record:
     thought: Annotated[
         tuple[Place, ...], Rule(most=32), "where things are in the first frame; each thing once"
     ]
-    plan: Annotated[tuple[Text, ...], Rule(most=MAX_STEPS), "the steps in words"]
-    actions: Annotated[tuple[Action, ...], Rule(most=MAX_STEPS), "the steps as verb(noun[, noun])"]
+    plan: Annotated[tuple[Text, ...], Rule(most=MAX_SUBGOALS), "the steps in words"]
+    actions: Annotated[
+        tuple[Action, ...], Rule(most=MAX_SUBGOALS), "the steps as verb(noun[, noun])"
+    ]
     questions: Annotated[tuple[Answer, ...], Rule(most=64), "questions about the clip"]
     verdict: Annotated[Judgement | None, "on the actions, at the clip's end; null for none"]
     provenance: Provenance

@@ -16,10 +16,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from embodied.types import STATUSES, Plan, Status, Subgoal, Verdict, Vocabulary
+from embodied.types import MAX_SUBGOALS, STATUSES, Plan, Status, Subgoal, Verdict, Vocabulary
 
 GRID = 224
 MAX_STEPS = 12
+"""The most steps that are decoded in one go; tasks in a row are planned one by one."""
 GRIPPER = "gripper"
 REFUSE = "refuse"
 
@@ -79,8 +80,9 @@ def parse_plan(text: str, instruction: str, vocabulary: Vocabulary) -> Plan:
     if not lines[0].startswith("Thought: "):
         raise PlanError(f"line 1: expected 'Thought: …', got {lines[0]!r}")
     subgoals = [_parse_step(line, i, vocabulary) for i, line in enumerate(lines[1:], 1)]
-    if not 1 <= len(subgoals) <= MAX_STEPS:
-        raise PlanError(f"expected 1 to {MAX_STEPS} steps after the thought, got {len(subgoals)}")
+    if not 1 <= len(subgoals) <= MAX_SUBGOALS:
+        expected = f"expected 1 to {MAX_SUBGOALS} steps after the thought"
+        raise PlanError(f"{expected}, got {len(subgoals)}")
     return Plan(instruction, lines[0], tuple(subgoals), vocabulary.tasks)
 
 

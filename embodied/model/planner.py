@@ -275,11 +275,11 @@ class Planner(nn.Module):
         experience: str,
         tasks: Sequence[str],
     ) -> Plan:
-        most = MAX_STEPS // len(tasks)
-        parts = [
-            self._plan_one(vision, instruction, vocabulary, experience, [task], most)
-            for task in tasks
-        ]
+        share = MAX_STEPS // len(tasks)
+        parts = []
+        for task in tasks:
+            most = max(share, len(vocabulary.narrowed([task]).subgoals))
+            parts.append(self._plan_one(vision, instruction, vocabulary, experience, [task], most))
         places = {noun: at for part in parts for noun, at in parse_thought(part.thought).items()}
         subgoals = tuple(subgoal for part in parts for subgoal in part.subgoals)
         return Plan(instruction, thought_text(places), subgoals, tuple(tasks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_without_the_loop_the_plan_is_gone_through_once() -> None:
     kitchen.planner.done, kitchen.planner.failed = {FLIP}, {REACH_DOOR}  # nobody asks
     kitchen.begin()
     worked_on = [kitchen.step() for _ in range(150)]
-    turns = [a for a, b in zip(worked_on, worked_on[1:], strict=False) if a != b]
+    turns = [a for a, b in itertools.pairwise(worked_on) if a != b]
     assert [*turns, worked_on[-1]] == [REACH_LIGHT.text, FLIP.text, REACH_DOOR.text, PULL.text]
     assert worked_on.count(PULL.text) > 50
     report = kitchen.agent.report()

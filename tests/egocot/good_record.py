@@ -57,7 +57,7 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("caption", LONG, "caption", "is longer than 2000 characters, got 2001"),
     ("caption", "a\nb", "caption", "has a control character, got U+000A"),
     ("plan[1]", "a\u2028b", "plan[1]", "has a control character, got U+2028"),
-    ("plan", ["go"] * 13, "plan", "has more than 12 entries, got 13"),
+    ("plan", ["go"] * 17, "plan", "has more than 16 entries, got 17"),
     ("plan", "go", "plan", "must be a list, got 'go'"),
     ("instruction", "\ud800", "instruction", "has a control character, got U+D800"),
     ("instruction", None, "instruction", "must be text, got None"),

@@ -160,7 +160,7 @@ def test_bad_entries_are_located(tmp_path: Path) -> None:
         (entry(13, planing=["take"]), "planing", "must be text"),
         (entry(14, planing=PROSE), "planning", "has no actions"),
         (entry(15, planing="actions:" + "1. a(b)\n" * 2), "planning", "must number its actions"),
-        (entry(16, planing="actions:" + "- a(b)\n" * 13), "actions", "has more than 12 entries"),
+        (entry(16, planing="actions:" + "- a(b)\n" * 17), "actions", "has more than 16 entries"),
         (entry(17, score="0.3"), "score", "must be a number"),
         (entry(18, score=float("nan")), "score", "must lie within -1..1"),
         (entry(19, score=10**400), "score", "must lie within -1..1"),

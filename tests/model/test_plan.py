@@ -24,7 +24,7 @@ from embodied.model.plan import (
     thought_text,
     verdict_texts,
 )
-from embodied.types import STATUSES, Plan, Subgoal, Vocabulary
+from embodied.types import MAX_SUBGOALS, STATUSES, Plan, Subgoal, Vocabulary
 from sims import scenes
 
 CATALOGUE = scenes.catalogue()
@@ -60,7 +60,7 @@ def test_text_round_trip(env_id: str) -> None:
 
 
 def test_the_shortest_and_the_longest_plan() -> None:
-    for n in (1, MAX_STEPS):
+    for n in (1, MAX_SUBGOALS):
         steps = [DRAWER.subgoals[i % 2] for i in range(n)]
         plan = parse_plan(f"{THOUGHT}\n{steps_text(steps)}", "", DRAWER)
         assert plan.subgoals == tuple(steps)
@@ -98,7 +98,7 @@ def test_the_gripper_is_always_grounded_and_last() -> None:
     [
         ("", "line 1: expected 'Thought: …', got ''"),
         ("1. reach(drawer handle)", "line 1: expected 'Thought: …', got '1. reach"),
-        (THOUGHT, "expected 1 to 12 steps after the thought, got 0"),
+        (THOUGHT, "expected 1 to 16 steps after the thought, got 0"),
         (f"{THOUGHT}\nreach(drawer handle)", "line 2: expected '1. verb(noun)', got 'reach("),
         (f"{THOUGHT}\n2. reach(drawer handle)", "line 2: expected '1. verb(noun)', got '2. "),
         (f"{THOUGHT}\n1. reach(drawer handle)\n\n2. x(y)", "line 3: expected '2. verb(noun)'"),
@@ -113,8 +113,8 @@ def test_the_gripper_is_always_grounded_and_last() -> None:
             "line 3: the scene cannot push(drawer handle); it offers reach(drawer handle), pull(",
         ),
         (
-            f"{THOUGHT}\n{steps_text(DRAWER.subgoals[:1] * 13)}",
-            "expected 1 to 12 steps after the thought, got 13",
+            f"{THOUGHT}\n{steps_text(DRAWER.subgoals[:1] * 17)}",
+            "expected 1 to 16 steps after the thought, got 17",
         ),
     ],
 )

@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
 from safetensors.torch import load_file, save_file
 
 from embodied import checkpoint
 from embodied.checkpoint import CONFIG, WEIGHTS, CheckpointError, write_manifest
 from embodied.config import ModelConfig, from_dict, preset, to_dict
+from embodied.model.decoding import Decoded
 from embodied.model.llm import answer_loss, chat, make_batch
-from embodied.model.plan import REASONS, REFUSE, parse_plan
+from embodied.model.plan import REASONS, REFUSE, parse_plan, steps_text
 from embodied.model.planner import Planner, cameras_of, stack_cameras
 from embodied.types import STATUSES, Observation, Subgoal, Vocabulary
-from sims import scenes
+from sims import kitchen_tasks, scenes
 
 CATALOGUE = scenes.catalogue()
 HAMMER = CATALOGUE["metaworld/hammer-v3"]
@@ -305,6 +308,43 @@ def test_every_plan_can_be_carried_out(
     plan = planner.plan(observation, "please tidy up", vocabulary)
     assert plan.refused is None and set(plan.subgoals) <= set(vocabulary.subgoals)
     assert parse_plan(plan.text, plan.instruction, vocabulary) == plan
+
+
+@pytest.mark.parametrize("n_tasks", [4, 5, 6, 7])
+def test_every_task_of_a_long_row_has_room_for_its_steps(
+    planner: Planner,
+    observation: Observation,
+    monkeypatch: pytest.MonkeyPatch,
+    n_tasks: int,
+) -> None:
+    """A model that says what it should is let to, the kettle's three steps among them."""
+    tasks = kitchen_tasks.TASKS[:n_tasks][::-1]
+    answers = [
+        f"Thought: gripper at (1, 2).\n{steps_text(kitchen_tasks.SUBGOALS[t])}" for t in tasks
+    ]
+    words = from_tokenizer(planner.tokenizer, n_vocab=len(planner.tokenizer))
+
+    def decode(visual: Any, prompt: str, grammar: str) -> Decoded:
+        answer = answers.pop(0)
+        tokens = [*planner.tokenizer(answer).input_ids, planner.tokenizer.eos_token_id]
+        matcher = LLMatcher(words, LLMatcher.grammar_from_lark(grammar))
+        assert matcher.validate_tokens(tokens) == len(tokens)
+        return Decoded(answer, 0.0)
+
+    monkeypatch.setattr(planner, "decoder", SimpleNamespace(decode=decode))
+    kitchen = CATALOGUE["kitchen"]
+    plan = planner.plan(observation, "all of it", kitchen, tasks=tasks)
+    assert plan.subgoals == kitchen_tasks.plan_subgoals(tasks) and plan.tasks == tasks
+    assert parse_plan(plan.text, "all of it", kitchen.narrowed(tasks)) == plan
+
+
+def test_all_seven_tasks_are_planned_whatever_the_model_says(
+    planner: Planner, observation: Observation
+) -> None:
+    kitchen, tasks = CATALOGUE["kitchen"], kitchen_tasks.TASKS
+    plan = planner.plan(observation, "all of it", kitchen, tasks=tasks)
+    owners = [kitchen.owner(subgoal) for subgoal in plan.subgoals]
+    assert tuple(dict.fromkeys(owners)) == tasks
 
 
 def test_plans_depend_on_what_is_seen_asked_and_learnt(
