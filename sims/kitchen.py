@@ -216,7 +216,7 @@ class KitchenEnv(gym.Env[dict[str, Any], np.ndarray]):
             self._lay_out(np.random.default_rng(seed), options.get("opened"))
         self.tracker = KitchenTracker(self.tasks)
         self.completion = Completion(self.tasks)
-        self.completion.update(self.data.qpos)
+        self._met_at_start = self.completion.update(self.data.qpos)
         self.tracker.update(self.truth())
         self.layout_sha = self._hash_layout()
         return self._observation(), self._info()
@@ -325,6 +325,7 @@ class KitchenEnv(gym.Env[dict[str, Any], np.ndarray]):
             "success_strict": self.completion.success_strict,
             "completed": list(self.completion.completed),
             "completed_strict": self.completion.completed_strict,
+            "met_at_start": list(self._met_at_start),
             "horizon": self.horizon,
             "seed": self.seed_,
             "layout_sha": self.layout_sha,

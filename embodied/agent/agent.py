@@ -128,9 +128,9 @@ class Agent:
         self._motor, self._controller = self.motors[robot], self._controllers[robot]
         self._monitor = Monitor(self._motor.monitor)
         route = self.route(instruction, env_ids[0])
+        self._tasks = route.tasks
         if route.refused is not None:
             return Plan(instruction, "", (), refused=route.refused)
-        self._tasks = route.tasks
         observation = self._perceive(observation)
         self._seen.append(observation)
         return self._plan(observation)
@@ -171,6 +171,7 @@ class Agent:
             "n_retries": self._monitor.n_retries,
             "verdicts": self._verdicts,
             "plans": [plan.text for plan in self._plans],
+            "seen_done": [task for task in self._tasks if task in self._done_at_first],
             "latency_s": {k: float(np.mean(v)) if v else 0.0 for k, v in self._latency.items()},
         }
 

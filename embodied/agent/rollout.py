@@ -154,10 +154,12 @@ def run_episode(
     )
 
 
+TRUTH = ("completed", "completed_strict", "success_benchmark", "success_strict", "met_at_start")
+"""What the environment says at the end of tasks and rules, where it has several."""
+
+
 def _truth(info: dict[str, Any]) -> dict[str, Any]:
-    """What the environment says at the end of tasks and rules, where it has several."""
-    known = ("completed", "completed_strict", "success_benchmark", "success_strict")
-    return {name: info[name] for name in known if name in info}
+    return {name: info[name] for name in TRUTH if name in info}
 
 
 def _record(

@@ -20,6 +20,7 @@ from embodied.video import replacing
 Record = dict[str, Any]  # one episode, as a line of episodes.jsonl
 
 EVAL_INFO = "eval_info.json"
+_SEEN = ("noticed", "mistaken")
 _PACKAGES = ("embodied-planner", "torch", "transformers", "timm", "mujoco", "metaworld", "numpy")
 
 
@@ -126,7 +127,7 @@ def _by_rule(records: Sequence[Record]) -> dict[str, Any]:
     """Both rules of a scene that has two, and how far episodes of several tasks came.
 
     `in_order` counts the episodes whose tasks were all done, by the benchmark's rule, in the order
-    in which they were asked for.
+    in which they were asked for; those that were done at the start have no place in it.
     """
     told = [r for r in records if "completed" in r]
     if not told:
@@ -134,14 +135,41 @@ def _by_rule(records: Sequence[Record]) -> dict[str, Any]:
     rates = {
         "benchmark": Rate.of(r["success_benchmark"] for r in told),
         "strict": Rate.of(r["success_strict"] for r in told),
-        "in_order": Rate.of(r["completed"] == r["tasks"] for r in told),
+        "in_order": Rate.of(_left(r, "completed") == _left(r, "tasks") for r in told),
     }
-    shown = {n: {"k": r.k, "n": r.n, "wilson95": r.wilson95} for n, r in rates.items()}
+    shown = {name: _shown(rate) for name, rate in rates.items()}
     means = {
         "mean_completed": sum(len(r["completed"]) for r in told) / len(told),
         "mean_completed_strict": sum(len(r["completed_strict"]) for r in told) / len(told),
     }
-    return shown | means
+    return shown | means | _at_start(told)
+
+
+def _shown(rate: Rate) -> dict[str, Any]:
+    return {"k": rate.k, "n": rate.n, "wilson95": rate.wilson95}
+
+
+def _left(record: Record, which: str) -> list[str]:
+    """The tasks of that field which were not done at the start."""
+    return [task for task in record[which] if task not in record.get("met_at_start", ())]
+
+
+def _at_start(records: Sequence[Record]) -> dict[str, Any]:
+    """Of episodes in which some tasks were done at the start: how many, and who saw it.
+
+    `noticed` counts tasks that were done and seen to be, `mistaken` those that were not and were
+    taken to be; neither is there for an actor that does not look.
+    """
+    some = [r for r in records if r.get("met_at_start")]
+    if not some:
+        return {}
+    met = [(r, task) for r in some for task in r["met_at_start"]]
+    figures: dict[str, Any] = {"n_episodes": len(some), "n_tasks": len(met)}
+    if all("seen_done" in r for r in records):
+        left = [(r, task) for r in records for task in _left(r, "tasks")]
+        figures["noticed"] = _shown(Rate.of(task in r["seen_done"] for r, task in met))
+        figures["mistaken"] = _shown(Rate.of(task in r["seen_done"] for r, task in left))
+    return {"met_at_start": figures}
 
 
 def _overall(records: Sequence[Record], per_task: list[list[Record]]) -> dict[str, Any]:
@@ -217,11 +245,13 @@ def table(info: dict[str, Any]) -> str:
     """For people: a line a task, then all of them."""
     rows = [(task["env"], task) for task in info["per_task"]]
     overall = info["overall"]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {_row(values)}" for name, values in rows]
+    lines = [(name, _row(values)) for name, values in rows]
     if overall["pc_success_macro"] is not None:
-        lines.append(f"{'mean of tasks':<{width}}  {overall['pc_success_macro']:.1f} %")
-    return "\n".join([*lines, f"{'all episodes':<{width}}  {_row(overall)}"])
+        lines.append(("mean of tasks", f"{overall['pc_success_macro']:.1f} %"))
+    lines.append(("all episodes", _row(overall)))
+    lines.append(("distinct starts", f"{overall['n_distinct_layouts']}/{overall['n_episodes']}"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
 
 
 def _row(values: dict[str, Any]) -> str:
@@ -231,4 +261,12 @@ def _row(values: dict[str, Any]) -> str:
         names = ("benchmark", "strict", "in_order")
         rules = ", ".join(f"{name} {values[name]['k']}" for name in names)
         notes += f"; {rules}; {values['mean_completed']:.2f} tasks"
-    return f"{Rate(values['k'], values['n'])}{notes}"
+    return f"{Rate(values['k'], values['n'])}{notes}{_start_note(values)}"
+
+
+def _start_note(values: dict[str, Any]) -> str:
+    if "met_at_start" not in values:
+        return ""
+    met = values["met_at_start"]
+    seen = [f", {name} {met[name]['k']}/{met[name]['n']}" for name in _SEEN if name in met]
+    return f"; {met['n_tasks']} done at the start of {met['n_episodes']}{''.join(seen)}"

@@ -43,7 +43,8 @@ class EvaluateOptions:
     A second run with the same settings and --output_dir goes on where the first one ended.
 
     Args:
-        env: environment ids, comma-separated, or a set: mt10, mt50, mw5.
+        env: environment ids, comma-separated, or a set: mt10, mt50, mw5, kitchen, fk5; kitchen/N
+            for N tasks that the layout's seed draws.
         policy: folder of a trained policy instead of the shipped one.
         model: folder of a trained model instead of the shipped one.
         n_episodes: per task; 20, or as many as --seeds has.
@@ -54,6 +55,8 @@ class EvaluateOptions:
         instructions: the plainest words; one of the paraphrases, drawn by the seed; or the plainest
             for another task of the scene, while the environment's own is what counts.
         rule: what ends an episode of the kitchen with success; both are counted.
+        level: of the kitchen's starts: 1, elements that are not asked for may be open; 2, those
+            too, all but one.
         horizon: control steps an episode; the environment's own when not given.
         workers: processes, one thread each.
         engine: what starts them: this machine, or Ray where it is installed. Ray joins the cluster
@@ -72,6 +75,7 @@ class EvaluateOptions:
     ablate: Ablation = "none"
     instructions: Instructions = "canonical"
     rule: Rule | None = None
+    level: int = 0
     horizon: int | None = None
     workers: int = 1
     engine: Engine = "process"
@@ -158,15 +162,17 @@ def _keep_settings(folder: Path, options: EvaluateOptions, *, begun: bool) -> di
         "instructions": options.instructions,
         "horizon": options.horizon,
         "rule": options.rule,
+        "level": options.level,
         "model": _fingerprint(options.model, options),
         "policy": _fingerprint(options.policy, options),
     }
     path = folder / _SETTINGS
     if begun and path.exists():
         try:
-            before = json_format.loads(path.read_text(encoding="utf-8"))
+            read = json_format.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}): delete {folder}") from None
+        before = {"level": 0, **read}  # a folder that names no level was begun at 0
         if changed := [key for key in settings if before.get(key) != settings[key]]:
             told = ", ".join(f"{key} was {before.get(key)}" for key in changed)
             raise ValueError(
@@ -233,6 +239,7 @@ def _results(jobs: list[Job], options: EvaluateOptions) -> Generator[Record, Non
         options.instructions,
         options.horizon,
         options.rule,
+        options.level,
     )
     if options.engine == "ray" or min(options.workers, len(jobs)) > 1:
         yield from engines.run(options.engine, partial(Trials, setting), jobs, options.workers)

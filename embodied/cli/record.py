@@ -40,7 +40,8 @@ class RecordOptions:
     """What to record.
 
     Args:
-        env: environment ids, comma-separated, or a set: mt10, mt50.
+        env: environment ids, comma-separated, or a set: mt10, mt50, mw5, kitchen, fk5; kitchen/N
+            for N tasks that the layout's seed draws.
         n_episodes: episodes per environment.
         output_dir: where the data set goes; what is there already is kept and completed.
         seed: first layout seed, counted from the start of the family.

@@ -14,7 +14,7 @@ from embodied.agent.rollout import PICTURE_EVERY, RefusedTask
 from embodied.cli.attempt import Attempt, Recorder, attempt, outcome_line
 from embodied.cli.common import check_instruction, stdout_to_stderr, writable_dir
 from embodied.cli.plan import Request, choose_scene, plan_fields
-from embodied.cli.trials import cameras_for
+from embodied.cli.trials import cameras_for, kitchen_options
 from sims import scenes
 from sims.seeds import FIRST_SEED
 
@@ -30,6 +30,8 @@ class RunOptions:
         model: folder of a trained model instead of the shipped one.
         policy: folder of a trained policy instead of the shipped one.
         output_dir: where the video goes, as mp4 and GIF.
+        level: of the kitchen's start: 1, elements that are not asked for may be open; 2, those
+            too, all but one.
         horizon: control steps after which it is stopped; the environment's own when not given.
         json: print one JSON object and nothing else.
     """
@@ -40,6 +42,7 @@ class RunOptions:
     model: Path | None = None
     policy: Path | None = None
     output_dir: Path = Path("outputs/run")
+    level: int = 0
     horizon: int | None = None
     json: bool = False
 
@@ -69,6 +72,7 @@ def _run(request: Request, folder: Path, options: RunOptions) -> dict[str, Any]:
     # whoever asks for an open cabinet wants it open, not a fifth of the way
     goal = {"tasks": scene.tasks, "rule": "strict"} if scene.env == scenes.KITCHEN else {}
     more: dict[str, Any] = {"horizon": options.horizon, "picture_every": PICTURE_EVERY, **goal}
+    more |= kitchen_options(scene.env, None, options.level)
     more["cameras"] = cameras_for(agent, scene.env)
     with closing(scenes.make(scene.env, **more)) as env:
         recorder = Recorder(env, agent.caption, fine=True)
@@ -103,6 +107,7 @@ def _fields(
         "n_steps": tried.n_steps,
         "n_replans": report.get("n_replans", 0),
         "verdicts": report.get("verdicts", []),
+        "met_at_start": report.get("met_at_start", []),
         "video": None if video is None else str(video),
         "wall_s": round(tried.wall_s, 3),
         "control_hz": tried.control_hz,
@@ -113,7 +118,16 @@ def _fields(
 def _in_words(fields: dict[str, Any]) -> str:
     steps = [f"  {i}. {step['text']}" for i, step in enumerate(fields["steps"], 1)]
     verdicts = [f"  step {v['step']}: {v['subgoal']} {v['status']}" for v in fields["verdicts"]]
+    met = [f"done already at the start: {', '.join(fields['met_at_start'])}"]
     shown = [f"video: {fields['video']} and .gif"] if fields["video"] else []
     return "\n".join(
-        [f"scene: {fields['env']}", fields["thought"], *steps, *verdicts, fields["result"], *shown]
+        [
+            f"scene: {fields['env']}",
+            fields["thought"],
+            *steps,
+            *(met if fields["met_at_start"] else []),
+            *verdicts,
+            fields["result"],
+            *shown,
+        ]
     )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from embodied.agent.rollout import PICTURE_EVERY, Actor, Decision
+from embodied.agent.rollout import PICTURE_EVERY, TRUTH, Actor, Decision
 from embodied.cli.attempt import Attempt, Recorder, attempt, outcome_line
 from embodied.cli.eval_info import Record
 from embodied.types import Observation, Plan, Vocabulary
@@ -33,6 +33,7 @@ class Setting:
     instructions: Instructions
     horizon: int | None
     rule: Rule | None = None
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Trials:
                 render=s.actor == "agent",  # no other looks at pictures
                 picture_every=PICTURE_EVERY,
                 **self._cameras(env_id),
-                **self._rule(env_id),
+                **kitchen_options(env_id, s.rule, s.level),
             )
         return self._env
 
@@ -125,12 +126,6 @@ class Trials:
         if self._setting.actor != "agent":
             return {}
         return {"cameras": cameras_for(self._load_agent(), env_id)}
-
-    def _rule(self, env_id: str) -> dict[str, Any]:
-        rule = self._setting.rule
-        if rule is not None and scenes.family(env_id) != scenes.KITCHEN:
-            raise ValueError(f"--rule is for the kitchen; {env_id} has one rule of success")
-        return {} if rule is None else {"rule": rule}
 
     def _actor(self, env: Any, seed: int) -> Actor:
         match self._setting.actor:
@@ -202,7 +197,7 @@ def _others(offered: Sequence[str], tasks: Sequence[str]) -> list[str]:
     return others[: len(tasks)]
 
 
-_TRUTH = ("completed", "completed_strict", "success_benchmark", "success_strict")
+_TOLD = (*TRUTH, "seen_done")
 """What an episode of several tasks or rules tells besides its success."""
 
 
@@ -230,7 +225,7 @@ def _record(env: Any, seed: int, instruction: str, tried: Attempt, video: Path |
         "verdicts": report.get("verdicts", []),
         "sum_reward": sum(rewards),
         "max_reward": max(rewards),
-        **{name: report[name] for name in _TRUTH if name in report},
+        **{name: report[name] for name in _TOLD if name in report},
         "plan_s": tried.begin_s,
         "wall_s": tried.wall_s,
         "control_hz": tried.control_hz,
@@ -242,6 +237,21 @@ def _is_oracle(actor: Any, env_id: str) -> bool:
     """Whether what moves this robot was told where things are: a ceiling."""
     motor = getattr(actor, "motors", {}).get(scenes.family(env_id))
     return motor is not None and motor.policy.fed.features == "oracle"
+
+
+def kitchen_options(env_id: str, rule: Rule | None, level: int) -> dict[str, Any]:
+    """What an environment is told that only the kitchen can be.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    asked: dict[str, Any] = {} if rule is None else {"rule": rule}
+    asked |= {"level": level} if level else {}
+    if asked and scenes.family(env_id) != scenes.KITCHEN:
+        flags = " and ".join(f"--{name}" for name in asked)
+        there = f"{env_id} has one rule of success, and nothing is open at its start"
+        raise ValueError(f"{flags} is for the kitchen; {there}: leave it out")
+    return asked
 
 
 def cameras_for(actor: Any, env_id: str) -> tuple[str, ...]:

@@ -87,6 +87,7 @@ def test_a_task_that_is_seen_to_be_done_is_passed_over() -> None:
     kitchen.begin()
     assert [s for _, s in kitchen.planner.judged] == [FLIP, PULL]
     assert kitchen.step() == REACH_DOOR.text
+    assert kitchen.agent.report()["seen_done"] == ["light"]
 
 
 def test_what_was_never_begun_is_begun_whatever_the_clip_looks_like() -> None:

@@ -16,6 +16,7 @@ from embodied.cli.main import main
 from embodied.cli.trials import Ablation, Job, Setting, Trials, cameras_for
 from embodied.metrics import Paired, Rate
 from sims import language
+from sims.kitchen import KitchenEnv
 
 if TYPE_CHECKING:
     from tests.cli.conftest import FakeAgent
@@ -266,6 +267,83 @@ def test_only_a_scene_of_many_tasks_can_be_asked_for_another(
     assert "does not offer as many other tasks" in capfd.readouterr().err
     assert evaluate(tmp_path / "b", "--env", DRAWER, "--rule", "strict", *argv) == 2
     assert "--rule is for the kitchen" in capfd.readouterr().err
+    assert evaluate(tmp_path / "c", "--env", DRAWER, "--level", "1", *argv) == 2
+    assert f"--level is for the kitchen; {DRAWER} has" in capfd.readouterr().err
+    assert evaluate(tmp_path / "d", "--env", "kitchen/kettle", "--level", "5", *argv) == 2
+    assert "levels are (0, 1, 2), got 5" in capfd.readouterr().err
+
+
+def test_starts_of_a_higher_level_say_what_was_done_already(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--env", "kitchen/4", "--actor", "random", "--n_episodes", "6", "--horizon", "1"]
+    argv += ["--n_videos", "0"]
+    assert evaluate(tmp_path / "a", *argv, "--level", "2") == 0
+    info = told(capfd)
+    episodes = info["per_task"][0]["per_episode"]
+    env = KitchenEnv(4, render=False, level=2)
+    found = []
+    for episode in episodes:
+        env.reset(seed=episode["seed"])
+        found.append([task for task in env.tasks if task in env.opened])
+    env.close()
+    assert [e["met_at_start"] for e in episodes] == found and 3 < sum(map(len, found)) < 18
+    assert info["settings"]["level"] == 2
+    figures = {"n_episodes": sum(map(bool, found)), "n_tasks": sum(map(len, found))}
+    assert info["overall"]["met_at_start"] == figures
+    assert evaluate(tmp_path / "a", *argv) == 2
+    assert "other settings (level was 2)" in capfd.readouterr().err
+    assert evaluate(tmp_path / "b", *argv[:4], "--n_episodes", "1", "--horizon", "1") == 0
+    assert "met_at_start" not in told(capfd)["overall"]
+
+
+def test_a_folder_that_names_no_level_is_gone_on_with_at_0(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--env", DRAWER, "--actor", "random", "--n_episodes", "1", "--horizon", "2"]
+    assert evaluate(tmp_path, *argv) == 0
+    path = tmp_path / "settings.json"
+    settings = json.loads(path.read_text())
+    assert settings.pop("level") == 0
+    path.write_text(json.dumps(settings))
+    assert evaluate(tmp_path, *argv) == 0
+    assert json.loads(path.read_text())["level"] == 0
+
+
+def test_what_was_done_at_the_start_has_no_place_in_the_order() -> None:
+    rules = {"success_benchmark": True, "success_strict": True, "completed_strict": []}
+    asked = {"tasks": ["microwave", "kettle", "light switch"], **rules}
+    done = {"completed": ["kettle", "microwave", "light switch"]}
+    first = record(1, True, **asked, **done, met_at_start=["kettle"], seen_done=["kettle"])
+    second = record(2, True, **asked, **done, met_at_start=[], seen_done=["light switch"])
+    figures = eval_info._by_rule([first, second])
+    assert (figures["in_order"]["k"], figures["in_order"]["n"]) == (1, 2)
+    met = figures["met_at_start"]
+    assert (met["n_episodes"], met["n_tasks"]) == (1, 1)
+    assert (met["noticed"]["k"], met["noticed"]["n"]) == (1, 1)
+    assert (met["mistaken"]["k"], met["mistaken"]["n"]) == (1, 5)
+    assert "met_at_start" not in eval_info._by_rule([second])
+    blind = {name: value for name, value in first.items() if name != "seen_done"}
+    assert set(eval_info._by_rule([blind])["met_at_start"]) == {"n_episodes", "n_tasks"}
+
+
+def test_the_table_tells_distinct_starts_and_what_was_open(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--env", "kitchen/5", "--actor", "random", "--horizon", "1", "--n_videos", "0"]
+    argv += ["--level", "2", "--n_episodes", "3", "--output_dir", str(tmp_path)]
+    assert main(["evaluate", *argv]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    info = json.loads((tmp_path / "eval_info.json").read_text())
+    assert lines[-1].split() == ["distinct", "starts", "3/3"]
+    met = info["overall"]["met_at_start"]
+    assert f"; {met['n_tasks']} done at the start of {met['n_episodes']}" in lines[-2]
+    twice = [dict(info["per_task"][0]["per_episode"][0], setup=_SETUP) for _ in range(2)]
+    same = eval_info.summarise(twice, {})
+    assert eval_info.table(same).splitlines()[-1].split() == ["distinct", "starts", "1/2"]
+
+
+_SETUP = {"success_rule": "strict", "horizon": 1, "train_seeds": None, "render_flags": {}}
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,14 @@ def test_failed_run_has_status_1_and_a_video(
     assert Path(result["video"]).with_suffix(".gif").read_bytes().startswith(b"GIF8")
 
 
+def test_a_level_is_for_the_kitchen(
+    fake_agent: FakeAgent, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_drawer(tmp_path, "--level", "1", "--json") == 2
+    out, err = capfd.readouterr()
+    assert out == "" and f"--level is for the kitchen; {DRAWER} has" in err.splitlines()[-1]
+
+
 def test_successful_run_has_status_0(
     fake_agent: FakeAgent,
     monkeypatch: pytest.MonkeyPatch,

@@ -226,6 +226,7 @@ def test_level_1_opens_what_is_not_the_goal_and_level_2_the_goal_too(blind: Kitc
             assert {name for name in TASKS if truth.is_open(name)} == set(blind.opened)
             assert not set(goal) <= set(blind.opened)  # something is left to do
             assert info["completed"] == [t for t in goal if t in blind.opened]
+            assert info["met_at_start"] == info["completed"]
             found |= set(blind.opened)
     assert opened == {0: set(), 1: set(TASKS) - set(goal), 2: set(TASKS)}
 
