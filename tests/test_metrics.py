@@ -7,7 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import chi2_contingency, norm, sem
+from scipy.optimize import minimize_scalar
+from scipy.special import xlogy
+from scipy.stats import chi2_contingency, multinomial, norm, sem
 from scipy.stats import t as scipy_t
 
 from embodied.metrics import (
@@ -138,6 +140,54 @@ def test_pairing_sees_what_an_unpaired_test_does_not() -> None:
     paired = Paired(100, 0, 8)  # 50 and 58 of 100
     unpaired = chi2_contingency([[50, 50], [58, 42]]).pvalue
     assert paired.p < 0.01 < 0.2 < unpaired
+
+
+def _score_test(n: int, b: int, a: int, difference: float) -> float:
+    """z of b - a against a true difference, by the multinomial likelihood's own maximum there."""
+
+    def unlikely(share: float) -> float:
+        chances = (share + difference, share, 1 - 2 * share - difference)
+        return -sum(xlogy(k, p) for k, p in zip((b, a, n - b - a), chances, strict=True))
+
+    low, high = max(0.0, -difference), (1 - difference) / 2
+    found = minimize_scalar(unlikely, bounds=(low, high), options={"xatol": 1e-12})
+    share = found.x
+    return (b - a - n * difference) / math.sqrt(n * (2 * share + difference * (1 - difference)))
+
+
+@pytest.mark.parametrize(
+    ("n", "a", "b"), [(21, 7, 1), (50, 12, 2), (40, 3, 20), (30, 0, 9), (12, 5, 5)]
+)
+def test_interval_of_pairs_ends_where_the_score_test_rejects(n: int, a: int, b: int) -> None:
+    low, high = Paired(n, a, b).interval95 or (0.0, 0.0)
+    assert low < (b - a) / n < high
+    assert _score_test(n, b, a, low) == pytest.approx(norm.ppf(0.975), abs=1e-3)
+    assert _score_test(n, b, a, high) == pytest.approx(-norm.ppf(0.975), abs=1e-3)
+    mirrored = Paired(n, b, a).interval95
+    assert mirrored == (pytest.approx(-high, abs=1e-8), pytest.approx(-low, abs=1e-8))
+
+
+@pytest.mark.parametrize(("n", "discordance", "difference"), [(30, 0.3, 0.2), (45, 0.1, 0.0)])
+def test_interval_of_pairs_holds_the_truth_in_95_of_100(
+    n: int, discordance: float, difference: float
+) -> None:
+    """Over every outcome that there is, each as likely as it is."""
+    p = [(discordance - difference) / 2, (discordance + difference) / 2, 1 - discordance]
+    covered = 0.0
+    for a, b in itertools.product(range(n + 1), repeat=2):
+        chance = multinomial.pmf([a, b, n - a - b], n, p) if a + b <= n else 0.0
+        if chance > 1e-9:
+            low, high = Paired(n, a, b).interval95 or (1.0, -1.0)
+            covered += chance * (low <= difference <= high)
+    assert 0.94 < covered < 0.98
+
+
+def test_interval_of_pairs_at_the_edges() -> None:
+    assert Paired(0, 0, 0).interval95 is None
+    low, high = Paired(20, 0, 0).interval95 or (0.0, 0.0)
+    assert high == pytest.approx(-low) and 0.1 < high < 0.2  # nothing differed, of so few
+    assert (Paired(10, 0, 10).interval95 or (0.0, 0.0))[1] == 1.0
+    assert (Paired(10, 10, 0).interval95 or (0.0, 0.0))[0] == -1.0
 
 
 def test_identical_methods_do_not_differ() -> None:
