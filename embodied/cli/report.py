@@ -120,4 +120,4 @@ def _paired(a: int, b: int, paths: tuple[Path, ...], names: list[str]) -> Pairin
         pairs, _ = compare.pair_up(paths[a], paths[b])
     except ValueError as reason:  # said on the page, and the rest is still worth seeing
         return Pairing(names[a], names[b], None, str(reason))
-    return Pairing(names[a], names[b], compare.summarise(pairs))
+    return Pairing(names[a], names[b], compare.summarise([pairs]))
