@@ -25,7 +25,7 @@ from embodied.cli.assemble import save_policy
 from embodied.cli.splits import LEFT_OUT, tasks_left_out, without
 from embodied.cli.start import StartOptions, planner_to_train
 from embodied.cli.training import run_training
-from embodied.cli.unseen import seen_notes
+from embodied.cli.unseen import looked_at_notes, seen_notes
 from embodied.egocot.dataset import Recorded, load_recorded
 from embodied.egocot.former_batches import AlignmentSampler
 from embodied.egocot.halting import with_halts
@@ -226,6 +226,8 @@ def align(planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...] 
         LEFT_OUT: list(left_out),
         "figures": figures,
     }
+    looked_at = [(episode.meta.env_id, episode.meta.seed) for episode in (*act_on, *extra)]
+    notes |= looked_at_notes(looked_at, (options.model, options.adapter_from))
     planner.save(options.output_dir / "planner", **notes)
     if policy is not None:
         notes |= seen_notes(episode.meta for episode in act_on)

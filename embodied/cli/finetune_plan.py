@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from embodied.cli.splits import LEFT_OUT, left_out_of, of_splits, records_without, without
 from embodied.cli.training import run_training
+from embodied.cli.unseen import looked_at_notes
 from embodied.egocot.conversations import ConversationSampler, Turns
 from embodied.egocot.dataset import Phrasebook, Recorded
 from embodied.egocot.demos import choose_demos
@@ -104,7 +105,9 @@ def finetune_plan(
     from embodied.cli.finetune import print_trained
 
     words_only = options.stage == "words"
-    sampler = _sampler(planner, options, left_out)
+    episodes = _episodes(planner, options, left_out)
+    records = chosen_records(planner, options, left_out)
+    sampler = _sampler(episodes, records, options, left_out)
     train_former = options.train_former and not words_only
     planner.former.requires_grad_(train_former)
     planner.mapping.requires_grad_(not words_only or bool(options.records))
@@ -119,25 +122,48 @@ def finetune_plan(
         return 0
     notes: dict[str, Any] = {"trained_on": [options.dataset, options.look_at], "figures": figures}
     notes |= {"records": options.records, "few_shot": options.few_shot, LEFT_OUT: list(left_out)}
+    notes |= looked_at_notes(
+        [*((e.meta.env_id, e.meta.seed) for e in episodes), *_layouts_of(records)],
+        (options.model, options.adapter_from),
+        (e.meta.layout_sha for e in episodes if options.few_shot),
+    )
     planner.save(options.output_dir / "planner", **notes)
     return 0
 
 
-def _sampler(
+def _episodes(
     planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...]
-) -> Callable[[int], list[Turns]]:
-    """Turns of our scenes, and of the user's records where there are any."""
+) -> list[Recorded]:
+    """What is looked at; none in stage words."""
     from embodied.cli.finetune import load_datasets
 
-    words_only = options.stage == "words"
-    names = "" if words_only else f"{options.dataset},{options.look_at}"
+    names = "" if options.stage == "words" else f"{options.dataset},{options.look_at}"
     episodes = without(load_datasets(planner, names, options.features_dir), left_out)
-    records = chosen_records(planner, options, left_out)
+    return choose_demos(episodes, options.few_shot) if options.few_shot else episodes
+
+
+def _layouts_of(records: Sequence[SeenRecord]) -> list[tuple[str, int]]:
+    """Environment id and seed of the records that were made of rollouts.
+
+    Their provenance names the episode `simulator/task/seed/…`.
+    """
+    sources = [seen.record.provenance for seen in records]
+    parts = [source.episode.split("/") for source in sources if source.method == "simulator"]
+    return [("/".join(of[:2]), int(of[2])) for of in parts if len(of) > 2 and of[2].isdecimal()]
+
+
+def _sampler(
+    episodes: list[Recorded],
+    records: list[SeenRecord],
+    options: FinetuneOptions,
+    left_out: tuple[str, ...],
+) -> Callable[[int], list[Turns]]:
+    """Turns of our scenes, and of the user's records where there are any."""
+    words_only = options.stage == "words"
     scenes_share = _mixed(options.mix, _ALL) if episodes else _WORDS_ONLY
     record_share = (0, 0, _N_ANSWERS) if words_only else _OF_RECORDS
     phrases: Phrasebook = language.Phrases(left_out)
     if options.few_shot:
-        episodes = choose_demos(episodes, options.few_shot)
         phrases = _own_words(episodes, options)
     episodes = with_halts(episodes, options.n_halts, options.seed)
     sizes = scaled(scenes_share, options.batch_size)

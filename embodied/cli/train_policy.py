@@ -20,7 +20,7 @@ from embodied.cli.finetune import AGENTS, print_trained
 from embodied.cli.lerobot_layout import publish
 from embodied.cli.splits import LEFT_OUT, still_left_out
 from embodied.cli.training import run_training
-from embodied.cli.unseen import seen_notes
+from embodied.cli.unseen import looked_at_notes, seen_notes
 from embodied.egocot.dataset import Recorded, nouns_at_hand, places_at
 from embodied.egocot.demos import Source, choose_demos, load_demos, sources_of
 from embodied.egocot.former_batches import AlignmentSampler
@@ -335,6 +335,7 @@ def _save(
         "scenes": _families(demos),
         LEFT_OUT: still_left_out((options.model, options.init), tasks),
         **seen_notes((demo.meta for demo in demos), options.init),
+        **looked_at_notes((), (options.model, options.init)),  # its former has looked at them
         "figures": figures,
     }
     folder = options.output_dir / "policy"

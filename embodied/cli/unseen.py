@@ -1,9 +1,9 @@
-"""The guard of every test figure: no layout of it was trained on."""
+"""The guard of every test figure: no layout of it was trained on, by policy or planner."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from embodied.episodes import EpisodeMeta
 
 _SEEDS, _HASHES = "train_seeds", "train_layouts"
+_LOOKED_AT, _LOOKED_AT_HASHES = "looked_at_seeds", "looked_at_layouts"
 _SHIPPED = Path(embodied.__path__[0]) / "pretrained" / "small"
 
 
@@ -31,6 +32,59 @@ def seen_notes(episodes: Iterable[EpisodeMeta], start: Path | None = None) -> di
         seeds.add(episode.seed)
         hashes.add(episode.layout_sha)
     return {_SEEDS: sorted(seeds), _HASHES: sorted(hashes - {""})}
+
+
+def looked_at_notes(
+    looked_at: Iterable[tuple[str, int]],
+    starts: Iterable[Path | None] = (),
+    hashes: Iterable[str] = (),
+) -> dict[str, Any]:
+    """What a planner's config.json says of the layouts that it learned to plan and judge from.
+
+    Seeds stand there by simulator and as ranges, {"kitchen": "0:19,500:535"}: thousands of them
+    take a line.
+
+    Args:
+        looked_at: environment id and layout seed; those without an id are nobody's test layouts.
+        starts: what training went on from, whose own layouts count as well.
+        hashes: of layouts, where they are few: those are known under another seed too.
+
+    Returns:
+        Nothing at all when nothing was looked at.
+    """
+    seeds: dict[str, set[int]] = {}
+    layouts = set(hashes)
+    for env_id, seed in looked_at:
+        if env_id:
+            seeds.setdefault(env_id.partition("/")[0], set()).add(seed)
+    for folder in filter(None, starts):
+        before = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        layouts.update(before.get(_LOOKED_AT_HASHES) or ())
+        for scene, text in (before.get(_LOOKED_AT) or {}).items():
+            seeds.setdefault(scene, set()).update(_seeds_in(text))
+    notes = {
+        _LOOKED_AT: {scene: _as_ranges(seeds[scene]) for scene in sorted(seeds)},
+        _LOOKED_AT_HASHES: sorted(layouts - {""}),
+    }
+    return {name: value for name, value in notes.items() if value}
+
+
+def _as_ranges(seeds: Iterable[int]) -> str:
+    """Seeds → `FIRST:LAST`, both ends included, and single ones, comma-separated."""
+    ranges: list[list[int]] = []
+    for seed in sorted(seeds):
+        if ranges and seed == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], seed]
+        else:
+            ranges.append([seed])
+    return ",".join(":".join(map(str, ends)) for ends in ranges)
+
+
+def _seeds_in(text: str) -> Iterator[int]:
+    """What `_as_ranges` was given."""
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition(":")
+        yield from range(int(first), int(last or first) + 1)
 
 
 @dataclass(frozen=True)
@@ -63,7 +117,11 @@ class TrainLayouts:
         for scene in config.get("scenes", ("metaworld",)):
             known = self.seeds.setdefault(scene, {})
             known.update(dict.fromkeys(config.get(_SEEDS) or (), path.parent))
-        self.hashes.update(dict.fromkeys(config.get(_HASHES) or (), path.parent))
+        for scene, text in (config.get(_LOOKED_AT) or {}).items():
+            known = self.seeds.setdefault(scene, {})
+            known.update(dict.fromkeys(_seeds_in(text), path.parent))
+        for name in (_HASHES, _LOOKED_AT_HASHES):
+            self.hashes.update(dict.fromkeys(config.get(name) or (), path.parent))
 
     def check_seeds(self, wanted: Iterable[tuple[str, int]]) -> None:
         """Raises ValueError when one of the (environment id, seed) was trained on."""
