@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import logging
+import math
 import os
 import signal
 from collections import deque
@@ -44,12 +45,17 @@ def check(engine: Engine) -> Engine:
 
 
 def run(
-    engine: Engine, make: Callable[[], Worker], jobs: Sequence[Any], n_workers: int
+    engine: Engine,
+    make: Callable[[], Worker],
+    jobs: Sequence[Any],
+    n_workers: int,
+    on_gpus: bool = False,
 ) -> Generator[Any, None, None]:
     """What the workers yield, as it comes.
 
     Args:
         make: makes a worker; it and the jobs are sent to the processes.
+        on_gpus: whether workers use GPUs where there are any: Ray shows them to none otherwise.
 
     Raises:
         ChildProcessError: a process died.
@@ -62,7 +68,7 @@ def run(
         case "process":
             yield from _in_processes(make, jobs, n_workers)
         case "ray":
-            yield from _in_ray(make, jobs, n_workers)
+            yield from _in_ray(make, jobs, n_workers, on_gpus)
 
 
 def _died() -> ChildProcessError:
@@ -155,7 +161,9 @@ class _Lane:
         self._worker.close()
 
 
-def _in_ray(make: Callable[[], Worker], jobs: Sequence[Any], n_workers: int) -> Iterator[Any]:
+def _in_ray(
+    make: Callable[[], Worker], jobs: Sequence[Any], n_workers: int, on_gpus: bool
+) -> Iterator[Any]:
     import ray
 
     ours = not ray.is_initialized()
@@ -163,7 +171,9 @@ def _in_ray(make: Callable[[], Worker], jobs: Sequence[Any], n_workers: int) -> 
         _connect(n_workers)
     lanes: list[Any] = []
     try:
-        lanes += [ray.remote(num_cpus=1)(_Lane).remote(os.getcwd(), make) for _ in range(n_workers)]
+        n_gpus = int(ray.cluster_resources().get("GPU", 0)) if on_gpus else 0
+        lane = ray.remote(num_cpus=1, num_gpus=_gpu_share(n_gpus, n_workers))(_Lane)
+        lanes += [lane.remote(os.getcwd(), make) for _ in range(n_workers)]
         yield from _share_out(lanes, deque(jobs))
         ray.get([lane.close.remote() for lane in lanes])
     except ray.exceptions.RayTaskError as error:
@@ -175,6 +185,11 @@ def _in_ray(make: Callable[[], Worker], jobs: Sequence[Any], n_workers: int) -> 
             ray.kill(lane)
         if ours:
             ray.shutdown()
+
+
+def _gpu_share(n_gpus: int, n_workers: int) -> float:
+    """The part of a GPU that each worker asks for, so that all of them fit; Ray has 4 decimals."""
+    return math.floor(1e4 / math.ceil(n_workers / n_gpus)) / 1e4 if n_gpus else 0.0
 
 
 def _share_out(lanes: list[Any], jobs: deque[Any]) -> Iterator[Any]:

@@ -64,6 +64,13 @@ class Processes:
             )
         return cls(state.process_index, state.num_processes, state.device, sharded)
 
+    def loading_device(self, quantised: bool = False) -> torch.device:
+        """Where a model to be trained is put: with FSDP, which moves it part by part, the CPU.
+
+        Quantised weights are not sharded, and FSDP leaves them where they are.
+        """
+        return torch.device("cpu") if self.sharded and not quantised else self.device
+
     @property
     def is_main(self) -> bool:
         return self.index == 0
@@ -131,6 +138,7 @@ def _shard(loss: nn.Module, processes: Processes) -> nn.Module:
 
     mesh = init_device_mesh(processes.device.type, (processes.count,))
     whole = {p for p in loss.parameters() if not p.is_floating_point()}  # quantised
+    assert all(p.device == processes.device for p in whole), "FSDP does not move what it ignores"
     names = {n for m in loss.modules() for n in getattr(m, "_no_split_modules", None) or ()}
     for layer in [m for m in loss.modules() if type(m).__name__ in names]:
         fully_shard(layer, mesh=mesh, ignored_params=whole)

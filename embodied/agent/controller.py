@@ -83,9 +83,9 @@ class Controller:
     def _look(self, observation: Observation) -> float:
         vision = self._see(observation)
         features = policy_features(self._policy.fed.features, self._former, vision, self._text)
-        state = torch.from_numpy(observation.state)[None]
+        state = torch.from_numpy(observation.state)[None].to(vision.device)
         actions, done = self._policy.act(*features, state, self._noise(observation))
-        chunk = ActionChunk(actions[0].float().numpy()).actions
+        chunk = ActionChunk(actions[0].float().cpu().numpy()).actions
         if self._ensemble is None:
             self._queue.extend(chunk[: self._execute])
         else:
@@ -102,7 +102,8 @@ class Controller:
                 return self._black
             case "state" | "oracle":
                 width = self._planner.config.former.vision_width
-                return torch.zeros(1, len(self._cameras), 1, 1, width)
+                shape = (1, len(self._cameras), 1, 1, width)
+                return torch.zeros(shape, device=self._planner.device)
             case _:
                 return self._planner.see(frames)
 

@@ -32,6 +32,7 @@ class AskOptions:
         seed: which layout of the scene.
         steps: how long its expert acts before the question is asked; the first picture when 0.
         model: folder of a trained planner instead of the shipped one.
+        device: auto, cpu, cuda or cuda:N: where the networks are; a GPU where there is one if auto.
         json: print one JSON object and nothing else.
     """
 
@@ -41,6 +42,7 @@ class AskOptions:
     seed: int = FIRST_SEED["test"]
     steps: int = 0
     model: Path | None = None
+    device: str = "auto"
     json: bool = False
 
     def __post_init__(self) -> None:
@@ -64,10 +66,12 @@ def ask(options: AskOptions) -> int:
 
 def _answered(question: str, options: AskOptions) -> dict[str, Any]:
     clip = _video_clip(options.video) if options.video is not None else None
+    from embodied import devices
     from embodied.cli.assemble import SHIPPED
     from embodied.model.planner import Planner
 
-    planner = Planner.load(options.model or SHIPPED / "planner").for_inference()
+    folder, device = options.model or SHIPPED / "planner", devices.pick(options.device)
+    planner = Planner.load(folder, device=device).for_inference()
     if clip is None:
         clip = _scene_clip(planner, options)
     started = time.perf_counter()

@@ -33,7 +33,7 @@ def save_policy(folder: Path, policy: Any, former: EmbodiedFormer | None, **note
 
 
 def load_policy(folder: Path, planner: Planner) -> tuple[Any, EmbodiedFormer, dict[str, Any]]:
-    """A saved policy, the former that belongs to it, and its config.
+    """A saved policy, the former that belongs to it, both on the planner's device; its config.
 
     Raises:
         CheckpointError: damaged, or it does not fit the planner.
@@ -53,7 +53,8 @@ def load_policy(folder: Path, planner: Planner) -> tuple[Any, EmbodiedFormer, di
     if config["has_former"]:
         former = EmbodiedFormer(planner.config.former)
         _load(former, tensors, "former", folder)
-    return policy.eval(), former.eval(), config
+    device = planner.device
+    return policy.to(device).eval(), former.to(device).eval(), config
 
 
 def _fed(config: dict[str, Any]) -> Fed:
@@ -92,6 +93,7 @@ def load_agent(
     policy_dir: Path | None = None,
     *,
     ablate: Ablation = "none",
+    device: torch.device | None = None,
 ) -> Agent:
     """The agent from saved folders; the shipped ones by default.
 
@@ -100,11 +102,12 @@ def load_agent(
         policy_dir: a policy, or a folder of policies, each for another robot.
         ablate: see `AgentOptions`. A policy that was trained on other tasks' sub-goals is told
             such in any case.
+        device: where all its networks are; the CPU when not given.
 
     Raises:
         CheckpointError: a folder is missing or damaged, or two policies are for one robot.
     """
-    planner = Planner.load(model_dir or SHIPPED / "planner").for_inference()
+    planner = Planner.load(model_dir or SHIPPED / "planner", device=device).for_inference()
     motors: dict[str, Motor] = {}
     told: set[str] = set()
     for folder in policy_folders(policy_dir or SHIPPED / "policies"):

@@ -24,15 +24,15 @@ class ZeroShot(Planner):
     """
 
     @classmethod
-    def of(cls, config: ModelConfig) -> ZeroShot:
+    def of(cls, config: ModelConfig, device: torch.device) -> ZeroShot:
         """The one that a planner of `config` started from."""
-        planner = cls.build(replace(config, adapter=AdapterConfig("none")))
+        planner = cls.build(replace(config, adapter=AdapterConfig("none")), device)
         assert isinstance(planner, ZeroShot)
         return planner
 
     def visual_tokens(self, vision: Tensor, text: str) -> Tensor:
         """No tokens, (1, 0, W)."""
-        return torch.zeros(1, 0, self.mapping.out_features)
+        return torch.zeros(1, 0, self.mapping.out_features, device=self.device)
 
 
 class NearestNeighbour:

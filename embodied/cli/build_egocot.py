@@ -76,6 +76,8 @@ class BuildOptions:
         clip: score clips and captions with this CLIP, open_clip:<arch>/<pretrained>, and drop what
             does not fit; nothing is scored when not given.
         false_positive_rate: the share of shuffled captions that may pass.
+        device: of language model and CLIP: auto, cpu, cuda or cuda:N; a GPU where there is one if
+            auto.
     """
 
     output_dir: Path
@@ -100,6 +102,7 @@ class BuildOptions:
     split: Split | None = None
     clip: str = ""
     false_positive_rate: float = 0.05
+    device: str = "auto"
 
 
 def build_egocot(options: BuildOptions) -> int:
@@ -115,7 +118,8 @@ def build_egocot(options: BuildOptions) -> int:
 
 
 def _build(options: BuildOptions, out: Path) -> int:
-    encoder = load_encoder(options.clip) if options.clip else None  # first: it may not be there
+    # first: it may not be there
+    encoder = load_encoder(options.clip, options.device) if options.clip else None
     with Quarantine(out / QUARANTINE, _first_few()) as quarantine:
         drafts, left_out = _drafts(options, out, quarantine)
         calibration = _calibration(encoder, options, out, drafts)
@@ -279,18 +283,20 @@ def _generator(options: BuildOptions) -> Generator:
             rate_per_min=options.rate_per_min,
             retries=options.retries,
         )
+    from embodied import devices
     from embodied.egocot.build.generators import LocalModel
 
     with stdout_to_stderr():
-        return LocalModel(options.generator)
+        return LocalModel(options.generator, device=devices.pick(options.device))
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str, device: str = "auto") -> Encoder:
     """The CLIP to score with; another kind of encoder would be another case here."""
+    from embodied import devices
     from embodied.weights.clip import load_encoder as load_open_clip
 
     with stdout_to_stderr():
-        return load_open_clip(name)
+        return load_open_clip(name, devices.pick(device))
 
 
 def _calibration(

@@ -186,6 +186,7 @@ def _overall(records: Sequence[Record], per_task: list[list[Record]]) -> dict[st
         "train_seeds": setup["train_seeds"],
         "cameras": setup.get("cameras"),
         "render_flags": setup["render_flags"],
+        "device": setup.get("device"),
         "versions": versions(),
         "plan_latency_s": latency([r["plan_s"] for r in records]),
         "control_hz": _median([r["control_hz"] for r in records if r["control_hz"]]),

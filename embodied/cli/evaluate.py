@@ -61,6 +61,7 @@ class EvaluateOptions:
         workers: processes, one thread each.
         engine: what starts them: this machine, or Ray where it is installed. Ray joins the cluster
             that RAY_ADDRESS names, or starts on this machine.
+        device: auto, cpu, cuda or cuda:N: where the networks are; a GPU where there is one if auto.
         n_videos: of the first episodes of each task.
         output_dir: outputs/eval/<date>/<time>_<actor> when not given.
         json: print eval_info.json on one line and nothing else.
@@ -79,6 +80,7 @@ class EvaluateOptions:
     horizon: int | None = None
     workers: int = 1
     engine: Engine = "process"
+    device: str = "auto"
     n_videos: int = 2
     output_dir: Path | None = None
     json: bool = False
@@ -240,9 +242,11 @@ def _results(jobs: list[Job], options: EvaluateOptions) -> Generator[Record, Non
         options.horizon,
         options.rule,
         options.level,
+        options.device,
     )
     if options.engine == "ray" or min(options.workers, len(jobs)) > 1:
-        yield from engines.run(options.engine, partial(Trials, setting), jobs, options.workers)
+        make, on_gpus = partial(Trials, setting), options.actor == "agent"
+        yield from engines.run(options.engine, make, jobs, options.workers, on_gpus)
         return
     with closing(Trials(setting)) as trials:
         for job in jobs:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from embodied import devices
 from embodied.cli.assemble import SHIPPED
 from embodied.cli.baselines import NearestNeighbour, ZeroShot
 from embodied.cli.common import check_instruction, stdout_to_stderr
@@ -76,6 +77,7 @@ class EvaluatePlansOptions:
         features_dir: where frozen features are cached.
         output_dir: where every answer is written; nowhere when not given.
         scenes: which simulators' tasks the words may mean, comma-separated.
+        device: auto, cpu, cuda or cuda:N: where the networks are; a GPU where there is one if auto.
         json: print one JSON object.
     """
 
@@ -98,6 +100,7 @@ class EvaluatePlansOptions:
     features_dir: Path = Path("outputs/features")
     output_dir: Path | None = None
     scenes: str = "metaworld,kitchen"
+    device: str = "auto"
     json: bool = False
 
 
@@ -164,10 +167,11 @@ def _scores(options: EvaluatePlansOptions) -> dict[str, Any]:
         DatasetReader(Path(name))  # checks it, before there is a model and a bar on the screen
     ways = _paraphrases(options, catalogue)
     unseen = _unseen_tasks(options)
-    planner = Planner.load(options.model).for_inference()
+    device = devices.pick(options.device)
+    planner = Planner.load(options.model, device=device).for_inference()
     scores: dict[str, Any] = {}
     if options.baseline == "zero_shot":
-        planner = ZeroShot.of(planner.config).for_inference()
+        planner = ZeroShot.of(planner.config, device).for_inference()
     if options.instructions:
         scores |= score_instructions(planner, rows, catalogue, options.output_dir)
     if options.plans:

@@ -47,7 +47,8 @@ class Speech(nn.Module):
         if train_former:
             self.former = planner.former
         self.mapping, self.llm = planner.mapping, planner.llm
-        llm_parts.use_plain_attention(planner.llm)
+        if Processes.here().device.type == "cpu":
+            llm_parts.use_plain_attention(planner.llm)
 
     def counts(self, batch: list[Turns]) -> dict[str, float]:
         """Over how many answer tokens the loss of each kind of turn is a mean."""

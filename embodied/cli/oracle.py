@@ -47,7 +47,7 @@ class OraclePolicy:
                 "this policy is an oracle, which only `embodied evaluate` tells where things are; "
                 "give another --policy"
             )
-        places = torch.from_numpy(self.truth())[None]
+        places = torch.from_numpy(self.truth())[None].to(state.device)
         actions, done = self._policy.act(
             z_instance, z_global, oracle_state(state, places), generator
         )

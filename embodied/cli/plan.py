@@ -30,6 +30,7 @@ class PlanOptions:
         env: the environment; the one that fits the words when not given.
         seed: which layout of the scene.
         model: folder of a trained model instead of the shipped one.
+        device: auto, cpu, cuda or cuda:N: where the networks are; a GPU where there is one if auto.
         json: print one JSON object and nothing else; with --batch one a line.
     """
 
@@ -38,6 +39,7 @@ class PlanOptions:
     env: str | None = None
     seed: int = FIRST_SEED["test"]
     model: Path | None = None
+    device: str = "auto"
     json: bool = False
 
 
@@ -133,10 +135,11 @@ def plan(options: PlanOptions) -> int:
     if (options.task is None) == (options.batch is None):
         raise ValueError("give either a task in words or --batch FILE.jsonl")
     requests = list(_requests(options))
+    from embodied import devices
     from embodied.cli.assemble import load_agent
 
     with stdout_to_stderr():
-        planning = Planning(load_agent(options.model))
+        planning = Planning(load_agent(options.model, device=devices.pick(options.device)))
     with closing(planning):
         for request in requests:
             with stdout_to_stderr():

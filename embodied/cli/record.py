@@ -59,6 +59,7 @@ class RecordOptions:
             done (DAgger, arXiv 1011.0686); the expert itself acts when not given.
         beta: with a policy, the share of stretches of 20 steps in which the expert acts after all,
             so that later parts of the task are seen too.
+        device: of the policy: auto, cpu, cuda or cuda:N; a GPU where there is one if auto.
     """
 
     env: str
@@ -77,6 +78,7 @@ class RecordOptions:
     model: Path | None = None
     policy: Path | None = None
     beta: float = 0.0
+    device: str = "auto"
 
 
 class ExpertActor:
@@ -192,13 +194,14 @@ def _load_controller(options: RecordOptions) -> tuple[Any, list[np.ndarray]]:
     """What turns sub-goals into actions, and the actions by which the robot lets go."""
     import torch
 
+    from embodied import devices
     from embodied.agent.controller import Controller
     from embodied.cli.assemble import load_policy, make_motor
     from embodied.model.planner import Planner
 
     assert options.model is not None and options.policy is not None
     torch.set_num_threads(1)
-    planner = Planner.load(options.model)
+    planner = Planner.load(options.model, device=devices.pick(options.device))
     policy, former, config = load_policy(options.policy, planner)
     motor = make_motor(policy, former, config)
     return Controller(planner, former, policy, motor.execute), motor.letting_go
@@ -345,7 +348,8 @@ def _run_workers(parts: list[Path], jobs: list[tuple[str, int]], options: Record
     """Which part an episode goes to is fixed, so that the data set has the same order again."""
     shares = [(part, jobs[k :: len(parts)]) for k, part in enumerate(parts)]
     shares = [share for share in shares if share[1]]
-    results = engines.run(options.engine, partial(PartRecorder, options), shares, len(shares))
+    make, on_gpus = partial(PartRecorder, options), options.policy is not None
+    results = engines.run(options.engine, make, shares, len(shares), on_gpus)
     with tqdm(total=len(jobs), unit="episode", desc="record") as bar, closing(results):
         for finished in results:
             bar.update(finished)

@@ -33,6 +33,7 @@ class RunOptions:
         level: of the kitchen's start: 1, elements that are not asked for may be open; 2, those
             too, all but one.
         horizon: control steps after which it is stopped; the environment's own when not given.
+        device: auto, cpu, cuda or cuda:N: where the networks are; a GPU where there is one if auto.
         json: print one JSON object and nothing else.
     """
 
@@ -44,6 +45,7 @@ class RunOptions:
     output_dir: Path = Path("outputs/run")
     level: int = 0
     horizon: int | None = None
+    device: str = "auto"
     json: bool = False
 
 
@@ -63,9 +65,10 @@ def run(options: RunOptions) -> int:
 
 
 def _run(request: Request, folder: Path, options: RunOptions) -> dict[str, Any]:
+    from embodied import devices
     from embodied.cli.assemble import load_agent
 
-    agent = load_agent(options.model, options.policy)
+    agent = load_agent(options.model, options.policy, device=devices.pick(options.device))
     scene = choose_scene(agent, request.instruction, request.env)
     if scene.env is None:
         return _refusal(request, request.env, scene.refused, scene.latency_s)

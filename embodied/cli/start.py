@@ -10,6 +10,7 @@ from typing import Any
 from embodied.config import ModelConfig, Preset, preset, with_adapter, with_llm, with_vision
 from embodied.model.llm import AdapterKind, QuantizeKind
 from embodied.model.planner import Planner, read_planner
+from embodied.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +42,31 @@ class StartOptions:
 
 
 def planner_to_train(options: StartOptions) -> Planner:
-    """The planner that `options` name.
+    """The planner that `options` name, on this process's device.
 
     Raises:
         ValueError: they contradict each other, or the planner that they go on with.
         CheckpointError: that one is damaged.
     """
+    processes = Processes.here()
     if options.model is not None:
-        _check_agreement(options, options.model)
-        return Planner.load(options.model, options.adapter_from, options.quantize)
+        has = _agreeing(options, options.model)
+        device = processes.loading_device((options.quantize or has.quantize) != "none")
+        planner = Planner.load(options.model, options.adapter_from, options.quantize, device)
+        return ready_to_see(planner, processes)
     if options.adapter_from is not None:
         raise ValueError(
             "--adapter_from replaces the adapter of a planner; give its --model as well"
         )
-    return Planner.build(fresh_config(options))
+    config = fresh_config(options)
+    device = processes.loading_device(config.quantize != "none")
+    return ready_to_see(Planner.build(config, device), processes)
+
+
+def ready_to_see(planner: Planner, processes: Processes) -> Planner:
+    """The planner with its vision tower on the process's device, wherever the rest still is."""
+    planner.vision.to(processes.device)
+    return planner
 
 
 def fresh_config(options: StartOptions) -> ModelConfig:
@@ -68,8 +80,12 @@ def fresh_config(options: StartOptions) -> ModelConfig:
     return replace(config, quantize=options.quantize or config.quantize)
 
 
-def _check_agreement(options: StartOptions, model: Path) -> None:
-    """A planner cannot change its parts: what is asked for beside `model` has to be what it has."""
+def _agreeing(options: StartOptions, model: Path) -> ModelConfig:
+    """The config of `model`, which cannot change its parts.
+
+    Raises:
+        ValueError: what is asked for beside it is not what it has.
+    """
     config = read_planner(model)[1]
     adapter = read_planner(options.adapter_from)[1].adapter if options.adapter_from else None
     adapter = adapter or config.adapter
@@ -83,6 +99,7 @@ def _check_agreement(options: StartOptions, model: Path) -> None:
             f"--model {model} cannot become another planner: you asked for {'; '.join(odd)}."
             " Leave that out, or leave out --model to start afresh"
         )
+    return config
 
 
 def _differences(options: StartOptions, has: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from embodied.cli.assemble import SHIPPED, load_policy, save_policy
 from embodied.cli.finetune import AGENTS, print_trained
 from embodied.cli.lerobot_layout import publish
 from embodied.cli.splits import LEFT_OUT, still_left_out
+from embodied.cli.start import ready_to_see
 from embodied.cli.training import run_training
 from embodied.cli.unseen import looked_at_notes, seen_notes
 from embodied.egocot.dataset import Recorded, nouns_at_hand, places_at
@@ -291,7 +292,9 @@ def _black(planner: Planner, n_cameras: int) -> torch.Tensor:
 def train_policy(options: TrainPolicyOptions) -> int:
     """Train, or go on where `output_dir` left off. Returns the exit status."""
     seed_all(options.seed)
-    planner = Planner.load(options.model)
+    processes = Processes.here()
+    planner = Planner.load(options.model, device=processes.loading_device())
+    planner = ready_to_see(planner, processes)
     readers = [DatasetReader(Path(name)) for name in options.dataset.split(",") if name]
     sources = _of_tasks([s for reader in readers for s in sources_of(reader)], options.tasks)
     chosen = choose_demos(sources, options.n_demos)
@@ -299,10 +302,10 @@ def train_policy(options: TrainPolicyOptions) -> int:
     cameras = _cameras(planner, chosen, options.cameras)
     usual = usual_cameras(planner.config, chosen[0].reader)
     fed = Fed(options.features, () if cameras == usual else cameras, options.ablate)
-    is_main = Processes.here().is_main
+    is_main = processes.is_main
     if is_main:
         _print_demos(chosen)
-    with Processes.here().main_first():  # the others find what it has computed
+    with processes.main_first():  # the others find what it has computed
         demos = load_demos(planner, chosen, cameras, options.features_dir, options.augment)
     policy, former = _start(options, planner, demos, fed, len(cameras))
     order = [usual.index(camera) for camera in cameras if camera in usual]

@@ -24,7 +24,10 @@ Rule = Literal["benchmark", "strict"]
 
 @dataclass(frozen=True)
 class Setting:
-    """Who acts, told what, for how long; everything but the layout that decides an episode."""
+    """Who acts, told what, for how long; everything but the layout that decides an episode.
+
+    `device` is where the agent computes; every process has an agent of its own there.
+    """
 
     actor: ActorKind
     model: Path | None
@@ -34,6 +37,7 @@ class Setting:
     horizon: int | None
     rule: Rule | None = None
     level: int = 0
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Trials:
             "train_seeds": _train_seeds(actor, env.env_id),
             "cameras": _looks_through(actor, env),
             "render_flags": env.render_flags,
+            "device": _device(actor),
         }
         if tried.outcome in ("crash", "sim_fault"):
             self._close_env()  # do not trust what such an episode leaves behind
@@ -141,10 +146,11 @@ class Trials:
 
     def _load_agent(self) -> Any:
         if self._agent is None:
+            from embodied import devices
             from embodied.cli.assemble import load_agent
 
-            s = self._setting
-            self._agent = load_agent(s.model, s.policy, ablate=s.ablate)
+            s, device = self._setting, devices.pick(self._setting.device)
+            self._agent = load_agent(s.model, s.policy, ablate=s.ablate, device=device)
         return self._agent
 
     def _tell_oracles(self, env: Any) -> None:
@@ -272,6 +278,12 @@ def _looks_through(actor: Any, env: Any) -> list[str] | None:
     if fed.features in ("blind", "state", "oracle"):
         return []
     return list(cameras_of(fed.cameras or actor.planner.config.cameras, env.cameras))
+
+
+def _device(actor: Any) -> str | None:
+    """Where the networks of what acts compute; None for actors without any."""
+    device = getattr(getattr(actor, "planner", None), "device", None)
+    return None if device is None else str(device)
 
 
 def _train_seeds(actor: Any, env_id: str) -> list[int] | None:

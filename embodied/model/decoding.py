@@ -18,7 +18,7 @@ from llguidance.hf import from_tokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from torch import Tensor
 
-from embodied.model.llm import prompt_ids, splice, word_embeddings
+from embodied.model.llm import device_of, prompt_ids, splice, word_embeddings
 
 
 class DecodingError(RuntimeError):
@@ -55,17 +55,17 @@ class GrammarDecoder:
         return from_tokenizer(self._tokenizer, n_vocab=n_vocab)
 
     def _start(self, visual: Tensor | None, prompt: str) -> tuple[Tensor, Any]:
-        """Read the prompt. Returns the last place's logits (V,) and the cache."""
+        """Read the prompt. Returns the last place's logits (V,), on the CPU, and the cache."""
         ids = torch.tensor(prompt_ids(self._tokenizer, [prompt]))
         words = word_embeddings(self._model, ids).to(self._model.dtype)
         inputs = splice(visual, words)
         out = self._model(inputs_embeds=inputs, use_cache=True, logits_to_keep=1)
-        return _checked(out.logits[0, -1]), out.past_key_values
+        return _checked(out.logits[0, -1].cpu()), out.past_key_values
 
     def _feed(self, tokens: Sequence[int], cache: Any) -> tuple[Tensor, Any]:
-        ids = torch.tensor([list(tokens)])
+        ids = torch.tensor([list(tokens)], device=device_of(self._model))
         out = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return _checked(out.logits[0, -1]), out.past_key_values
+        return _checked(out.logits[0, -1].cpu()), out.past_key_values
 
     @torch.no_grad()
     def decode(
@@ -148,7 +148,7 @@ class GrammarDecoder:
         options: Sequence[str],
         closed: Sequence[bool] | None = None,
     ) -> Tensor:
-        """Log-probability of each option as the answer to `prompt`: (len(options),).
+        """Log-probability of each option as the answer to `prompt`: (len(options),), on the CPU.
 
         The options are laid out as a tree of shared beginnings, so that one forward pass over the
         prompt and the tree's inner nodes scores them all.
@@ -168,11 +168,11 @@ class GrammarDecoder:
         n_read = inputs.shape[1] - len(tree.tokens) + 1
         out = self._model(
             inputs_embeds=inputs,
-            attention_mask=tree.mask(n_read, inputs.dtype),
-            position_ids=tree.positions(n_read),
+            attention_mask=tree.mask(n_read, inputs.dtype).to(inputs.device),
+            position_ids=tree.positions(n_read).to(inputs.device),
             logits_to_keep=len(tree.tokens),  # the prompt's last place is the root
         )
-        return tree.path_sums(_checked(out.logits[0]).log_softmax(-1))
+        return tree.path_sums(_checked(out.logits[0]).log_softmax(-1)).cpu()
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,8 @@ class TokenTree:
 
     def path_sums(self, logprobs: Tensor) -> Tensor:
         """Log-probabilities of what follows each node (nodes, V) → of each sequence."""
-        sums = [sum(logprobs[node, token] for node, token in path) for path in self.paths]
-        return torch.stack([torch.as_tensor(s) for s in sums])
+        nothing = logprobs.new_zeros(())
+        return torch.stack([sum((logprobs[step] for step in path), nothing) for path in self.paths])
 
 
 def _checked(logits: Tensor) -> Tensor:

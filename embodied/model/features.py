@@ -314,7 +314,7 @@ def _tokens(planner: Planner, frames: np.ndarray) -> np.ndarray:
     """Pictures (B, cameras, T, H, W, 3), T = 1 or 2 → tokens (B, cameras, N, W), float16."""
     with torch.inference_mode():
         parts = [
-            planner.see(frames[i : i + _BATCH])[:, :, 0].half().numpy()
+            planner.see(frames[i : i + _BATCH])[:, :, 0].half().cpu().numpy()
             for i in range(0, len(frames), _BATCH)
         ]
     return np.concatenate(parts)

@@ -93,13 +93,20 @@ class Planner(nn.Module):
     # ---------------------------------------------------------------- making, saving, loading
 
     @classmethod
-    def build(cls, config: ModelConfig) -> Planner:
-        """Frozen towers with their pretrained weights; fresh former, mapping and adapter."""
+    def build(cls, config: ModelConfig, device: torch.device | None = None) -> Planner:
+        """Frozen towers with their pretrained weights; fresh former, mapping and adapter.
+
+        Args:
+            device: where all of it goes; the CPU when not given.
+        """
+        device = device or torch.device("cpu")
         dtype = getattr(torch, config.dtype)
         vision = VisionEncoder.load(config.vision, config.image_size, config.vision_layers, dtype)
         quantization = llm_parts.quantization_config(config.quantize)
-        language, tokenizer = weights.load_llm(config.llm, dtype, quantization=quantization)
-        return cls(config, vision, language, tokenizer)
+        language, tokenizer = weights.load_llm(
+            config.llm, dtype, quantization=quantization, device=device
+        )
+        return cls(config, vision, language, tokenizer).to(device)
 
     @classmethod
     def load(
@@ -107,6 +114,7 @@ class Planner(nn.Module):
         folder: Path,
         adapter_from: Path | None = None,
         quantize: llm_parts.QuantizeKind | None = None,
+        device: torch.device | None = None,
     ) -> Planner:
         """A planner that `save` wrote.
 
@@ -115,6 +123,7 @@ class Planner(nn.Module):
             adapter_from: another planner of the same language model, whose adapter is taken
                 instead.
             quantize: how the frozen language model is stored; as it was when not given.
+            device: where all of it goes; the CPU when not given.
 
         Raises:
             CheckpointError: a folder is damaged, or the two do not fit together.
@@ -130,7 +139,7 @@ class Planner(nn.Module):
             config = replace(config, adapter=other.adapter)
             mine = {k: v for k, v in tensors.items() if not k.startswith(ADAPTER)}
             tensors = mine | {k: v for k, v in theirs.items() if k.startswith(ADAPTER)}
-        planner = cls.build(config)
+        planner = cls.build(config, device)
         planner.load_trained(tensors)
         return planner.eval()
 
@@ -183,13 +192,19 @@ class Planner(nn.Module):
 
     # ----------------------------------------------------------------------------- the path
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.mapping.weight.device
+
     def see(self, frames: np.ndarray) -> Tensor:
         """Pictures uint8 (B, cameras, T, H, W, 3) → vision tokens (B, cameras, T', N, W).
 
-        T' is 1 for one frame and T / 2 tubelets for a clip.
+        T' is 1 for one frame and T / 2 tubelets for a clip. They are where the encoder is.
         """
         batch, cameras, n_frames = frames.shape[:3]
-        pixels = shrink(to_chw(frames).flatten(0, 2), self.config.image_size)
+        pixels = to_chw(frames).flatten(0, 2).to(self.vision.mean.device)
+        pixels = shrink(pixels, self.config.image_size)
         if n_frames == 1:
             return self.vision.images(pixels).unflatten(0, (batch, cameras, 1))
         tokens = self.vision.clips(pixels.unflatten(0, (batch * cameras, n_frames)))
@@ -199,7 +214,8 @@ class Planner(nn.Module):
     def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts for the former → frozen word embeddings (B, L, W), and their mask (B, L).
 
-        The former reads the first `max_text` tokens; the language model reads everything.
+        Both are where the language model is. The former reads the first `max_text` tokens; the
+        language model reads everything.
         """
         limit = self.config.former.max_text
         rows = [r[:limit] for r in self.tokenizer(list(texts), add_special_tokens=False).input_ids]
@@ -209,15 +225,17 @@ class Planner(nn.Module):
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = True
-        return llm_parts.word_embeddings(self.llm, ids), mask
+        words = llm_parts.word_embeddings(self.llm, ids)
+        return words, mask.to(words.device)
 
     def text_state(self, text: str) -> TextState:
         """What one text contributes to every layer of the former; computed once per sub-goal."""
         return self.former.encode_text(*self.embed_texts([text]))
 
     def visual_tokens(self, vision: Tensor, text: str) -> Tensor:
-        """Vision tokens and the words at hand → tokens for the language model (1, Q, W)."""
-        queries = self.former(vision.float(), self.text_state(text))
+        """Vision tokens, on any device, and the words at hand → tokens for the language model
+        (1, Q, W)."""
+        queries = self.former(vision.to(self.device).float(), self.text_state(text))
         return self.mapping(queries)
 
     # -------------------------------------------------------------------- what it is asked

@@ -25,12 +25,14 @@ class OpenClip:
         model: in eval mode.
         preprocess: PIL picture → (3, H, W).
         tokenizer: texts → ids (N, L).
+        device: where the model is.
     """
 
     name: str
     model: Any
     preprocess: Callable[[Any], Any]
     tokenizer: Callable[[list[str]], Any]
+    device: Any = "cpu"
 
     def images(self, frames: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, 3) → (N, D)."""
@@ -41,7 +43,8 @@ class OpenClip:
         for first in range(0, len(frames), _BATCH):
             pictures = [self.preprocess(Image.fromarray(f)) for f in frames[first : first + _BATCH]]
             with torch.no_grad():
-                parts.append(self.model.encode_image(torch.stack(pictures)).float().numpy())
+                seen = self.model.encode_image(torch.stack(pictures).to(self.device))
+            parts.append(seen.float().cpu().numpy())
         return np.concatenate(parts)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -52,15 +55,17 @@ class OpenClip:
         for first in range(0, len(texts), _BATCH):
             ids = self.tokenizer(list(texts[first : first + _BATCH]))
             with torch.no_grad():
-                parts.append(self.model.encode_text(ids).float().numpy())
+                said = self.model.encode_text(ids.to(self.device))
+            parts.append(said.float().cpu().numpy())
         return np.concatenate(parts)
 
 
-def load_encoder(name: str) -> OpenClip:
+def load_encoder(name: str, device: Any = "cpu") -> OpenClip:
     """Load `open_clip:<arch>/<pretrained>`, fetched from the hub the first time.
 
     Args:
         name: `<pretrained>` is one of open_clip's tags, or a file of weights.
+        device: where it computes.
 
     Raises:
         WeightsError: the name is of another form, or the weights cannot be had.
@@ -78,7 +83,8 @@ def load_encoder(name: str) -> OpenClip:
     where = pretrained if Path(pretrained).is_file() else _repository(arch, pretrained)
     with _errors_of(where):
         model, _, preprocess = _create(name, arch, pretrained)
-    return OpenClip(name, model.eval(), preprocess, open_clip.get_tokenizer(arch))
+    model = model.eval().to(device)
+    return OpenClip(name, model, preprocess, open_clip.get_tokenizer(arch), device)
 
 
 def _repository(arch: str, tag: str) -> str:

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
 
 def load_llm(
-    name: str, dtype: torch.dtype, *, quantization: Any = None, offline: bool = False
+    name: str,
+    dtype: torch.dtype,
+    *,
+    quantization: Any = None,
+    device: Any = "cpu",
+    offline: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, in eval mode, on the CPU.
+    """Load a causal language model and its tokenizer, in eval mode, on the CPU unless quantised.
 
     The tokenizer always has a padding token (the end-of-text token where it had none), so mask
     labels by length, never by comparing with `pad_token_id`.
@@ -27,6 +32,7 @@ def load_llm(
         name: one of the forms in the table of `embodied.weights`.
         dtype: of its weights, unless they are quantised.
         quantization: transformers' quantisation config, applied while loading.
+        device: where a model that is quantised is put, layer by layer.
         offline: look at local files only.
 
     Raises:
@@ -40,7 +46,9 @@ def load_llm(
         raise WeightsError(f"'{name}' is a vision tower where a language model is needed")
     from transformers import AutoModelForCausalLM
 
-    settings = {} if quantization is None else {"quantization_config": quantization}
+    settings: dict[str, Any] = {}
+    if quantization is not None:
+        settings = {"quantization_config": quantization, "device_map": {"": device}}
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=dtype, local_files_only=True, **settings
     )

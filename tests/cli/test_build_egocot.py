@@ -88,7 +88,7 @@ def test_a_blind_clip_ends_in_one_line_and_keeps_what_there_was(
     out = tmp_path / "records"
     assert build(out, "--dataset", recorded_set) == 0
     before = (out / "records.jsonl").read_bytes()
-    monkeypatch.setattr(command, "load_encoder", lambda name: Blind())
+    monkeypatch.setattr(command, "load_encoder", lambda name, device: Blind())
     capsys.readouterr()
     assert build(out, "--dataset", recorded_set, "--clip", "blind") == 2
     printed = capsys.readouterr()
@@ -200,7 +200,7 @@ def test_what_does_not_fit_its_caption_is_dropped(
     narrated: list[object], tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     use(monkeypatch)
-    monkeypatch.setattr(command, "load_encoder", lambda name: Reader())
+    monkeypatch.setattr(command, "load_encoder", lambda name, device: Reader())
     out = tmp_path / "out"
     flags = ["--clip", "reader", "--false_positive_rate", 0.1]
     assert build(out, *narrated, *flags) == 0

@@ -28,23 +28,26 @@ class LocalModel:
     Args:
         name: one of the forms in the table of `embodied.weights`.
         max_tokens: of an answer.
+        device: where it computes.
     """
 
-    def __init__(self, name: str, max_tokens: int = 256) -> None:
+    def __init__(self, name: str, max_tokens: int = 256, device: Any = "cpu") -> None:
         import torch
 
         from embodied import weights
 
         self.name = name
         self._max_tokens = max_tokens
-        self._model, self._tokenizer = weights.load_llm(name, torch.bfloat16)
+        model, self._tokenizer = weights.load_llm(name, torch.bfloat16)
+        self._model: Any = model.to(device)
+        self._device = device
 
     def __call__(self, prompt: str) -> str:
         import torch
 
-        inputs = self._tokenizer(self._in_turns(prompt), return_tensors="pt")
+        inputs = self._tokenizer(self._in_turns(prompt), return_tensors="pt").to(self._device)
         with torch.no_grad():
-            output: Any = self._model.generate(  # type: ignore[operator]
+            output: Any = self._model.generate(
                 **inputs,
                 max_new_tokens=self._max_tokens,
                 do_sample=False,
