@@ -124,6 +124,68 @@ def test_a_refusal_ends_it_at_once(server: Server, status: int, message: str) ->
     assert len(server.requests) == 1 and not clock.slept
 
 
+def unsupported(name: str, message: str) -> Reply:
+    """As OpenAI's reasoning models refuse a setting."""
+    kind = {"type": "invalid_request_error", "param": name, "code": "unsupported_parameter"}
+    return 400, {}, json.dumps({"error": {"message": message, **kind}}).encode()
+
+
+NO_TEMPERATURE = unsupported(
+    "temperature",
+    "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1)"
+    " value is supported.",
+)
+NO_MAX_TOKENS = unsupported(
+    "max_tokens",
+    "Unsupported parameter: 'max_tokens' is not supported with this model. Use"
+    " 'max_completion_tokens' instead.",
+)
+
+
+def test_settings_that_a_model_does_not_support_are_sent_no_more(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.replies = [NO_MAX_TOKENS, NO_TEMPERATURE, said("yes")]
+    clock = Clock()
+    ask = client(server, clock, retries=0, max_tokens=100)
+    assert ask("?") == "yes" and ask("and?") == "yes"
+    sent = [
+        {k: v for k, v in body.items() if k not in ("model", "messages")}
+        for _, _, body in server.requests
+    ]
+    more = {"max_completion_tokens": 800}  # room for what is thought and not said
+    assert sent == [{"temperature": 0, "max_tokens": 100}, {"temperature": 0} | more, more, more]
+    assert not any(clock.slept)
+    assert capsys.readouterr().err.splitlines() == [
+        "llm-9 does not support max_tokens: sends max_completion_tokens instead",
+        "llm-9 does not support temperature: goes on without it",
+    ]
+
+
+def test_asking_without_them_keeps_the_pace(server: Server) -> None:
+    server.replies = [NO_TEMPERATURE, said("yes")]
+    clock = Clock()
+    assert client(server, clock, rate_per_min=30)("?") == "yes" and clock.slept == [2]
+
+
+def test_a_model_that_supports_nothing_is_given_up(server: Server) -> None:
+    no_limit = unsupported("max_completion_tokens", "Unsupported parameter")
+    server.replies = [NO_MAX_TOKENS, no_limit, NO_TEMPERATURE, NO_TEMPERATURE]
+    with pytest.raises(ValueError, match="refused with status 400"):
+        client(server, Clock())("?")
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(
+    "message", ["'messages' is not supported", "'max_tokens' is too large: 512", "no such model"]
+)
+def test_a_400_about_anything_else_ends_it(server: Server, message: str) -> None:
+    server.replies = [(400, {}, message.encode())]
+    with pytest.raises(ValueError, match="refused with status 400"):
+        client(server, Clock())("?")
+    assert len(server.requests) == 1
+
+
 def test_no_more_requests_a_minute_than_allowed(server: Server) -> None:
     clock = Clock()
     ask = client(server, clock, rate_per_min=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +17,10 @@ from embodied.egocot.fields import short
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 """Statuses after which it is asked again."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
-_MOST_BYTES = 4_000_000
+_MOST_BYTES, _MOST_SAID = 4_000_000, 4_000
+_REFUSED = 400
+_ROOM_TO_THINK = 8
+"""Times as many tokens where a limit counts those that the model thinks with as well."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -28,6 +32,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 class Endpoint:
     """Asks an endpoint, no faster than it allows, and again when it is busy.
+
+    It sends `temperature` 0 and `max_tokens`. OpenAI's reasoning models refuse both with status 400
+    (https://platform.openai.com/docs/api-reference/chat/create: `max_tokens` is deprecated): what a
+    refusal names as unsupported is then sent no more, or as `max_completion_tokens`.
 
     Args:
         url: up to and without `/chat/completions`, as in `http://localhost:8000/v1`.
@@ -69,6 +77,7 @@ class Endpoint:
         self.name = model
         self._url = f"{url.rstrip('/')}/chat/completions"
         self._key_env, self._max_tokens = key_env, max_tokens
+        self._settings: dict[str, int] = {"temperature": 0, "max_tokens": max_tokens}
         self._pause_s, self._retries, self._timeout_s = 60 / rate_per_min, retries, timeout_s
         self._clock, self._sleep = clock, sleep
         self._next_at = -float("inf")
@@ -85,14 +94,13 @@ class Endpoint:
         for attempt in range(self._retries + 1):
             if attempt:
                 self._sleep(wait_s)
-            self._keep_pace()
             try:
                 return self._ask(prompt)
             except urllib.error.HTTPError as error:
                 with error:
                     reason = f"status {error.code}"
                     if error.code not in RETRIED:
-                        raise self._refusal(error) from None
+                        raise self._refusal(error.code, _text(error)) from None
                     asked_s = _seconds(error.headers.get("Retry-After"))
             except (HTTPException, OSError, _BadAnswer) as error:
                 reason, asked_s = str(error) or type(error).__name__, None
@@ -110,12 +118,36 @@ class Endpoint:
         self._next_at = max(self._next_at, self._clock()) + self._pause_s
 
     def _ask(self, prompt: str) -> str:
-        body = {
-            "model": self.name,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "max_tokens": self._max_tokens,
-        }
+        """Ask, and again at once without a setting that the model turns out not to support."""
+        while True:
+            self._keep_pace()
+            try:
+                return self._send(prompt)
+            except urllib.error.HTTPError as error:
+                if error.code != _REFUSED:
+                    raise
+                with error:
+                    said = _text(error)
+            if not self._give_in(said):
+                raise self._refusal(_REFUSED, said)
+
+    def _give_in(self, said: str) -> bool:
+        """Change the setting that a refusal says is not supported; False if it names none."""
+        named = [n for n in self._settings if f"'{n}'" in said or f'"{n}"' in said]
+        if not named or "support" not in said.lower():
+            return False
+        instead = ""
+        del self._settings[named[0]]
+        if named[0] == "max_tokens":
+            instead = "max_completion_tokens"
+            self._settings[instead] = _ROOM_TO_THINK * self._max_tokens
+        told = f"sends {instead} instead" if instead else "goes on without it"
+        print(f"{self.name} does not support {named[0]}: {told}", file=sys.stderr)
+        return True
+
+    def _send(self, prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        body = {"model": self.name, "messages": messages, **self._settings}
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self._key_env):
             headers["Authorization"] = f"Bearer {key}"
@@ -123,14 +155,17 @@ class Endpoint:
         with self._opener.open(request, timeout=self._timeout_s) as response:
             return _content(response.read(_MOST_BYTES))
 
-    def _refusal(self, error: urllib.error.HTTPError) -> ValueError:
-        said = short.repr(error.read(500).decode("utf-8", "replace"))
-        hint = f"; the key is read from ${self._key_env}" if error.code in (401, 403) else ""
-        return ValueError(f"{self._url} refused with status {error.code} ({said}){hint}")
+    def _refusal(self, status: int, said: str) -> ValueError:
+        hint = f"; the key is read from ${self._key_env}" if status in (401, 403) else ""
+        return ValueError(f"{self._url} refused with status {status} ({short.repr(said)}){hint}")
 
 
 class _BadAnswer(Exception):
     """What came is no completion."""
+
+
+def _text(error: urllib.error.HTTPError) -> str:
+    return error.read(_MOST_SAID).decode("utf-8", "replace")
 
 
 def _content(body: bytes) -> str:
