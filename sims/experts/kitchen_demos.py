@@ -8,12 +8,15 @@ from sims.experts import Fault
 from sims.experts.kitchen import KitchenExpert
 from sims.kitchen import N_ARM, KitchenEnv
 from sims.kitchen_disturbances import move_kettle, push_back
+from sims.kitchen_elements import ELEMENTS
 
 _BURST_STEPS = (2, 6)
 _BURST = 0.35
 _MISS_M = (0.07, 0.12)
 _PUSH_FROM = 0.4
 """The part of the way from which an element can be pushed back."""
+_ALONG, _ALONG_STEPS = 0.15, 24
+"""An element goes along when so much of its way is done within so many steps."""
 
 
 class KitchenDemonstrator:
@@ -27,7 +30,7 @@ class KitchenDemonstrator:
             the kettle is put elsewhere. "pushed_back": an element that is under way or done is
             set back to its start. From the last two the expert recovers.
         fault_step: when it goes wrong; an element is pushed back once one is far enough, and a
-            handle is missed when the hand is there.
+            handle is missed when the hand is there, unless the element goes along after all.
         follows: whether another policy acts, so that every action is told from the state alone.
     """
 
@@ -52,6 +55,7 @@ class KitchenDemonstrator:
         self._follows = follows
         self._step = 0
         self._has_failed = False
+        self._worked: str | None = None
         self.fault_task: str | None = None
 
     def act(self) -> tuple[np.ndarray, np.ndarray]:
@@ -60,11 +64,26 @@ class KitchenDemonstrator:
             self._expert.resync()
         stopped = self.fault == "stopped" and self._step >= self.fault_step
         label = self._expert.hold() if stopped else self._expert.act()
-        if self.fault == "missed" and not self._has_failed:
-            self._has_failed, self.fault_step = self._expert.is_at_handle, self._step
+        if self.fault == "missed":
+            self._look_at_miss()
         self._has_failed |= stopped
         self._step += 1
         return label, label if stopped else self._disturbed(label)
+
+    def _look_at_miss(self) -> None:
+        """A hand that works beside a handle may still catch it, or let it go half way."""
+        task = self._expert.element
+        travel = 1.0 if task is None else ELEMENTS[task].travel(self._env.data.qpos)
+        if task != self._worked:
+            self._worked, self._best, self._along_at = task, travel, -_ALONG_STEPS
+            self._has_failed = False
+        if travel > self._best + _ALONG:
+            self._best, self._along_at = travel, self._step
+        goes_along = self._step - self._along_at < _ALONG_STEPS
+        in_vain = (self._has_failed or self._expert.is_at_handle) and not goes_along
+        if in_vain and not self._has_failed:
+            self.fault_step = self._step
+        self._has_failed = in_vain and task is not None
 
     def disturb(self, step: int) -> None:
         """Push an element back, or move the kettle, when this episode's fault says so."""
