@@ -6,6 +6,11 @@ For every number of demonstrations, set of cameras and training seed a policy is
 expert's demonstrations and evaluated on layouts of the test family, by `embodied`'s own commands.
 All start from one planner. In a row "held out" nothing that was trained had seen the benchmark's
 tasks before; the planner's config says whether it has. Every step resumes where it was interrupted.
+
+`--features former r3m` adds R3M's head, `--eval_ablate plan_zeroed no_loop` the same policies
+without plan or closed loop; each such row is paired with the full system, training seed by training
+seed and layout by layout. R3M's head has nothing to start from, so beside it the full system is
+trained from nothing as well, whatever --init says.
 """
 
 from __future__ import annotations
@@ -14,25 +19,31 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+import few_shot
 import tyro
+from benchmark_table import Row, paired, start_of, summarise, write
 
 from embodied.cli import eval_info
-from embodied.cli.splits import left_out_of
-from embodied.metrics import OverSeeds, macro
 from embodied.types import Features, FedAblation
-from embodied.video import replacing
 from sims import scenes
 
-_PLANNER_STEPS = 60
 _ALSO: dict[str, list[str]] = {"mt50": ["--horizon", "400"]}  # as others evaluate it
+
+_RECORD_S, _SEE_S, _TUNING_S = 1.5, 1.0, 300.0
+"""To record a demonstration, to see its features through one camera, and to teach a held-out
+planner the tasks, on two busy cores."""
+_STEP_S, _R3M_STEP_S, _EPISODE_S = 1 / 3, 1 / 50, 4.0
+"""A step of training: two trainings at once take twice as long. An episode of evaluation, on one
+core."""
+
+EvalAblation = Literal["plan_zeroed", "plan_shuffled", "blind", "no_loop"]
 
 
 @dataclass(frozen=True)
@@ -55,18 +66,21 @@ class Protocol:
 
 
 def protocol(name: str, *, full: bool) -> Protocol:
-    """What is run without flags: for two cores and less than 100 minutes; or all of it."""
+    """What is run without flags, in less than 100 minutes on two cores (`minutes`); or all of it.
+
+    Baselines, which flags add, come on top.
+    """
     match name, full:
         case "mw5", False:
-            return Protocol((10, 25), ("workspace,wrist",), 3, 30, 2000)
+            return Protocol((10, 25), ("workspace,wrist",), 3, 20, 1200)
         case "mw5", True:
             return Protocol((10, 25), ("workspace,wrist", "corner2"), 5, 100, 6000)
         case "fk5", False:
-            return Protocol((10, 25), ("overview,wrist",), 3, 20, 2000)
+            return Protocol((10, 25), ("overview,wrist",), 3, 20, 1200)
         case "fk5", True:
             return Protocol((10, 25), ("overview,wrist", "overview"), 5, 100, 6000)
         case "mt50", False:
-            return Protocol((8,), ("corner2", "corner2,wrist"), 1, 4, 4000)
+            return Protocol((8,), ("corner2", "corner2,wrist"), 1, 4, 3000)
         case "mt50", True:
             return Protocol((50,), ("corner2", "corner2,wrist"), 3, 10, 20_000)
     raise AssertionError(name)
@@ -81,14 +95,17 @@ class BenchmarkOptions:
         model: the planner to start from; one that has left the benchmark's tasks out, such as
             scripts/held_out.sh makes. The shipped one has seen them, and the table says so.
         init: a policy to start from, such as held_out.sh makes beside its planner; a fresh one when
-            not given. It too must have left the benchmark's tasks out for a row "held out".
+            not given. It too must have left the benchmark's tasks out for a row "held out". Rows
+            whose policy is fed something else than it was start from nothing.
         output_dir: outputs/<name> when not given.
         full: the whole protocol: 5 seeds × 2 cameras × 100 layouts; 50 demonstrations for mt50.
         n_demos: instead of the protocol's.
         cameras: instead of the protocol's; rows apart by ";", names by ",".
         n_seeds, n_layouts, steps: instead of the protocol's.
         per_task: a policy for each task, as R3M has; else one for all of them.
-        policy, features, ablate: as for `embodied train-policy`.
+        policy, ablate: as for `embodied train-policy`.
+        features: the same; several make a row each.
+        eval_ablate: what to take from the full system when it is evaluated, one row each.
         rule: what counts as success in the kitchen.
         workers: processes that record and evaluate, and trainings at once.
     """
@@ -105,10 +122,20 @@ class BenchmarkOptions:
     steps: int | None = None
     per_task: bool = False
     policy: Literal["mlp", "transformer", "diffusion"] = "mlp"
-    features: Features = "former"
+    features: tuple[Features, ...] = ("former",)
     ablate: FedAblation = "none"
+    eval_ablate: tuple[EvalAblation, ...] = ()
     rule: Literal["benchmark", "strict"] = "benchmark"
     workers: int = os.cpu_count() or 1
+
+    def __post_init__(self) -> None:
+        if self.eval_ablate and ("former" not in self.features or self.ablate != "none"):
+            raise ValueError(
+                "--eval_ablate takes something from the full system: give --features former among "
+                f"others, and no --ablate; got {' '.join(self.features)} and {self.ablate}"
+            )
+        if "r3m" in self.features and self.policy != "mlp":
+            raise ValueError(f"R3M's head is compared with --policy mlp, not {self.policy}")
 
     @property
     def out(self) -> Path:
@@ -127,47 +154,54 @@ class BenchmarkOptions:
         )
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of the table: policies that differ in their training seed only."""
-
-    n_demos: int
-    cameras: str
-    policy: str
-    features: str
-    ablate: str
-    per_task: bool
-    steps: int
-    start: str
-    rule: str
-
-    def folder(self, out: Path) -> Path:
-        words = [f"{self.n_demos}demos", self.cameras.replace(",", "+"), self.policy]
-        words += [f"{self.steps}steps"]
-        words += [w for w in (self.features, self.ablate) if w not in ("former", "none")]
-        start = self.start.replace(", ", "_").replace(" ", "_")
-        words += [*(["per_task"] if self.per_task else []), start]
-        words += [self.rule] if self.rule else []
-        return out / "_".join(words)
-
-
-def rows_of(options: BenchmarkOptions, start: str) -> list[Row]:
+def rows_of(options: BenchmarkOptions) -> list[Row]:
     """The rows, in the table's order."""
     p, o = options.protocol, options
     rule = o.rule if o.name == "fk5" else ""
-    return [
-        Row(n, cameras, o.policy, o.features, o.ablate, o.per_task, p.steps, start, rule)
-        for n, cameras in product(p.n_demos, p.cameras)
-    ]
+    planner = few_shot.held_out([o.model], o.name)
+    rows = []
+    for n, cameras, features in product(p.n_demos, p.cameras, o.features):
+        inits = _inits(o, features, cameras)
+        for init in inits:
+            policy = None if init is None else few_shot.held_out([init], o.name)
+            start = start_of(planner_held_out=planner, policy_held_out=policy)
+            row = Row(n, cameras, o.policy, features, o.ablate, o.per_task, p.steps, start, rule)
+            rows.append(row)
+            if row.is_full and init == inits[0]:
+                rows += [replace(row, eval_ablate=ablate) for ablate in o.eval_ablate]
+    return rows
 
 
-def start_of(options: BenchmarkOptions) -> str:
-    """Whether the planner, or the policy to start from, has seen the benchmark's tasks."""
-    starts = [options.model, *([] if options.init is None else [options.init])]
-    tasks = set(scenes.resolve_tasks(options.name))
-    if any(start is None or tasks - set(left_out_of(start)) for start in starts):
-        return "tasks seen"
-    return "held out" if options.init is None else "held out, policy too"
+def _inits(options: BenchmarkOptions, features: str, cameras: str) -> list[Path | None]:
+    """What policies start from; from nothing as well, where others of the table have to."""
+    init = options.init
+    if init is None or not _fits(options, init, features, cameras):
+        return [None]
+    alone = all(_fits(options, init, other, cameras) for other in options.features)
+    return [init] if alone else [init, None]
+
+
+def _fits(options: BenchmarkOptions, init: Path, features: str, cameras: str) -> bool:
+    """Whether `init` was fed what a row's policies are fed."""
+    fed = json.loads((init / "config.json").read_text(encoding="utf-8")).get("fed", {})
+    own = scenes.cameras(scenes.resolve_env_ids(options.name)[0])
+    was = (fed.get("features", "former"), fed.get("ablate", "none"), fed.get("cameras") or [*own])
+    return was == (features, options.ablate, cameras.split(","))
+
+
+def minutes(options: BenchmarkOptions, rows: list[Row]) -> float:
+    """About how long all of it takes on two cores, from the speeds above."""
+    p, n_tasks = options.protocol, len(scenes.resolve_env_ids(options.name))
+    n_policies = p.n_seeds * (n_tasks if options.per_task else 1)
+    trained = dict.fromkeys(replace(row, eval_ablate="none") for row in rows)
+    step_s = [_R3M_STEP_S if row.features == "r3m" else _STEP_S for row in trained]
+    n_cameras = sum(len(cameras.split(",")) for cameras in p.cameras)
+    demos_s = n_tasks * (max(p.n_demos) + _spare(p)) * (_RECORD_S + n_cameras * _SEE_S)
+    is_tuned = few_shot.held_out([options.model], options.name)
+    tuning_s = len(p.n_demos) * _TUNING_S * is_tuned
+    training_s = n_policies * p.steps * sum(step_s)
+    evaluation_s = len(rows) * p.n_seeds * n_tasks * p.n_layouts * _EPISODE_S / 2
+    return (demos_s + tuning_s + training_s + evaluation_s) / 60
 
 
 # --- what is run ------------------------------------------------------------------------------
@@ -188,12 +222,15 @@ def record(options: BenchmarkOptions) -> Path:
     folder = options.out / "demos"
     own = scenes.cameras(scenes.resolve_env_ids(options.name)[0])
     names = dict.fromkeys([*own, *(name for row in p.cameras for name in row.split(","))])
-    most = max(p.n_demos)
-    spare = 2 + most // 3  # noise makes the expert fail now and then
-    argv = ["--env", options.name, "--n_episodes", str(most + spare)]
+    argv = ["--env", options.name, "--n_episodes", str(max(p.n_demos) + _spare(p))]
     argv += ["--noise", "0.02", "--cameras", ",".join(names), "--workers", str(options.workers)]
     embodied("record", *argv, "--output_dir", str(folder))
     return folder
+
+
+def _spare(protocol: Protocol) -> int:
+    """Noise makes the expert fail now and then."""
+    return 2 + max(protocol.n_demos) // 3
 
 
 def parts_of(options: BenchmarkOptions) -> list[str]:
@@ -210,26 +247,19 @@ def train(options: BenchmarkOptions, row: Row, demos: Path, seed: int) -> None:
         argv += ["--features_dir", str(options.out / "features")]
         argv += ["--tasks", ",".join(scenes.tasks_of(part))] if options.per_task else []
         argv += [] if options.model is None else ["--model", str(options.model)]
-        argv += [] if options.init is None else ["--init", str(options.init)]
+        argv += ["--init", str(options.init)] if row.from_a_policy else []
         folder = _place(options, row, seed, part) / "train"
         if not (folder / "policy" / "config.json").is_file():
             embodied("train-policy", *argv, "--output_dir", str(folder))
 
 
 def tuned(options: BenchmarkOptions, row: Row, demos: Path) -> Path | None:
-    """The planner that acts: one that has not seen the tasks learns them from the demonstrations.
-
-    Of their pictures, plans and own instructions, that is; the former, which the policies start
-    from, stays as it is.
-    """
-    if options.model is None or row.start == "tasks seen":
+    """The planner that acts: one that has not seen the tasks learns them from demonstrations."""
+    if options.model is None or not few_shot.held_out([options.model], options.name):
         return options.model
     folder = options.out / f"planner_{row.n_demos}demos"
     if not (folder / "planner" / "config.json").is_file():
-        argv = ["--stage", "plan", "--model", str(options.model), "--look_at", str(demos)]
-        argv += ["--few_shot", str(row.n_demos), "--steps", str(_PLANNER_STEPS)]
-        argv += ["--batch_size", "24", "--learning_rate", "0.0005"]
-        argv += ["--features_dir", str(options.out / "features")]
+        argv = few_shot.tuning(options.model, demos, row.n_demos, options.out / "features")
         embodied("finetune", *argv, "--output_dir", str(folder))
     return folder / "planner"
 
@@ -245,10 +275,17 @@ def evaluate(
         argv += ["--policy", str(folder / "train" / "policy"), "--workers", str(options.workers)]
         argv += [] if planner is None else ["--model", str(planner)]
         argv += ["--rule", row.rule] if row.rule else []
+        argv += ["--ablate", row.eval_ablate] if row.eval_ablate != "none" else []
         argv += _ALSO.get(options.name, [])
-        embodied("evaluate", *argv, "--output_dir", str(folder / "eval"))
-        infos.append(eval_info.read_info(folder / "eval"))
+        embodied("evaluate", *argv, "--output_dir", str(folder / row.eval_name))
+        infos.append(eval_info.read_info(folder / row.eval_name))
     return infos
+
+
+def evaluations(options: BenchmarkOptions, row: Row) -> list[Path]:
+    """Where the evaluations of all training seeds are."""
+    every = product(range(options.protocol.n_seeds), parts_of(options))
+    return [_place(options, row, seed, part) / row.eval_name for seed, part in every]
 
 
 def _place(options: BenchmarkOptions, row: Row, seed: int, part: str) -> Path:
@@ -256,93 +293,14 @@ def _place(options: BenchmarkOptions, row: Row, seed: int, part: str) -> Path:
     return folder / part.replace("/", "_") if options.per_task else folder
 
 
-# --- the table --------------------------------------------------------------------------------
-
-
-def summarise(row: Row, seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """What a row's evaluations say.
-
-    Args:
-        seeds: for each training seed its eval_infos, which together have every task once.
-    """
-    by_seed = [_episodes(infos) for infos in seeds]
-    tasks = list(dict.fromkeys(r["env"] for records in by_seed for r in records))
-    together = [record for records in by_seed for record in records]
-    rates = [macro(eval_info.rate_of(_of(records, t)) for t in tasks) for records in by_seed]
-    over = OverSeeds.of([rate for rate in rates if rate is not None])
-    return {
-        **asdict(row),
-        "tasks": {task: _counts(_of(together, task)) for task in tasks},
-        "all": _counts(together),
-        "per_seed": rates,
-        "over_seeds": asdict(over),
-        "n_seeds": len(by_seed),
-        "n_layouts": len({(r["env"], r["layout_sha"]) for r in together}),
-    }
-
-
-def _episodes(infos: Sequence[dict[str, Any]]) -> list[eval_info.Record]:
-    return [r for info in infos for task in info["per_task"] for r in task["per_episode"]]
-
-
-def _of(records: Sequence[eval_info.Record], env: str) -> list[eval_info.Record]:
-    return [record for record in records if record["env"] == env]
-
-
-def _counts(records: Sequence[eval_info.Record]) -> dict[str, Any]:
-    rate = eval_info.rate_of(records)
-    apart = len(records) - rate.n
-    return {"k": rate.k, "n": rate.n, "wilson95": rate.wilson95, "n_set_apart": apart}
-
-
-def markdown(name: str, rows: Sequence[dict[str, Any]]) -> str:
-    """The table for people: a row a protocol row, a column a task."""
-    tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
-    shown = tasks if len(tasks) <= 10 else []  # mt50's are in the JSON
-    head = ["demos", "cameras", "policy", "planner", *(t.split("/")[-1] for t in shown)]
-    head += ["all", "mean over training seeds"]
-    lines = [f"# {name}", "", _line(head), _line(["---"] * len(head))]
-    for row in rows:
-        words = [row["policy"], *(row[k] for k in ("features", "ablate"))]
-        kind = " ".join(w for w in words if w not in ("former", "none"))
-        start = ", ".join(filter(None, [row["start"], row["rule"] and f"rule {row['rule']}"]))
-        cells = [str(row["n_demos"]), row["cameras"], kind, start]
-        cells += [_cell(row["tasks"][task]) for task in shown]
-        over = OverSeeds(**row["over_seeds"])
-        lines.append(_line([*cells, _cell(row["all"]), f"{over}, {row['n_seeds']} seed(s)"]))
-    note = (
-        "Successes of episodes on test layouts, all training seeds together, with Wilson's 95 % "
-        "interval, which takes the policies as given; the last column is the mean over training "
-        "seeds of the mean over tasks, with Student's 95 % interval over the seeds. Every seed has "
-        "the same demonstrations and the same layouts. Cameras are the policy's; the planner looks "
-        "through its own two."
-    )
-    return "\n".join([*lines, "", note, ""])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(counts: dict[str, Any]) -> str:
-    apart = f" ({counts['n_set_apart']} apart)" if counts["n_set_apart"] else ""
-    if counts["wilson95"] is None:
-        return f"0/0{apart}"
-    low, high = (100 * bound for bound in counts["wilson95"])
-    percent = 100 * counts["k"] / counts["n"]
-    return f"{counts['k']}/{counts['n']} = {percent:.0f} % [{low:.0f}, {high:.0f}]{apart}"
-
-
-def write(options: BenchmarkOptions, rows: Sequence[dict[str, Any]]) -> None:
-    """Put the rows among those of earlier runs in table.json, and write table.md anew."""
-    path = options.out / "table.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    names = list(Row.__dataclass_fields__)
-    keyed = {tuple(row[n] for n in names): row for row in [*before, *rows]}
-    with replacing(path) as partial:
-        partial.write_text(json.dumps([*keyed.values()], indent=2), encoding="utf-8")
-    with replacing(options.out / "table.md") as partial:
-        partial.write_text(markdown(options.name, [*keyed.values()]), encoding="utf-8")
+def run(options: BenchmarkOptions, row: Row, demos: Path) -> dict[str, Any]:
+    """Whatever of one row is not there yet. Returns its line of table.json."""
+    planner = tuned(options, row, demos)  # before the policies: they share its features
+    train(options, row, demos, 0)  # alone: it computes the features that the others share
+    seeds = range(options.protocol.n_seeds)
+    with ThreadPoolExecutor(options.workers) as pool:
+        list(pool.map(partial(train, options, row, demos), seeds[1:]))
+    return summarise(row, [evaluate(options, row, planner, seed) for seed in seeds])
 
 
 def main() -> None:
@@ -350,18 +308,18 @@ def main() -> None:
         BenchmarkOptions, config=(tyro.conf.FlagCreatePairsOff,), use_underscores=True
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    start = start_of(options)
+    rows = rows_of(options)
+    about = f"{len(rows)} row(s), about {minutes(options, rows):.0f} minutes on two cores"
+    print(about, file=sys.stderr, flush=True)
     demos = record(options)
-    told = []
-    for row in rows_of(options, start):
-        train(options, row, demos, 0)  # alone: it computes the features that the others share
-        more = range(1, options.protocol.n_seeds)
-        with ThreadPoolExecutor(options.workers) as pool:
-            list(pool.map(partial(train, options, row, demos), more))
-        seeds = range(options.protocol.n_seeds)
-        planner = tuned(options, row, demos)
-        told.append(summarise(row, [evaluate(options, row, planner, seed) for seed in seeds]))
-        write(options, told)
+    told: list[dict[str, Any]] = []
+    for row in rows:
+        told.append(run(options, row, demos))
+        write(options.name, options.out, told)
+    for row, line in zip(rows, told, strict=True):
+        if not row.is_full and row.full in rows:
+            line["paired"] = paired(evaluations(options, row), evaluations(options, row.full))
+    write(options.name, options.out, told)
     print((options.out / "table.md").read_text(encoding="utf-8"))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -14,7 +15,7 @@ import pytest
 
 from embodied.cli import eval_info
 from embodied.cli.main import COMMANDS, _parse
-from embodied.metrics import OverSeeds, Rate
+from embodied.metrics import OverSeeds, Paired, Rate
 from sims import scenes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,12 +24,24 @@ DRAWER, HAMMER = "metaworld/drawer-open-v3", "metaworld/hammer-v3"
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        return importlib.import_module("benchmark")
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+
+
+@pytest.fixture
+def held_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, benchmark: ModuleType) -> Path:
+    """A folder that counts as planner and as policy, neither of which has seen the ten tasks."""
+    known = (*scenes.resolve_tasks("mw5"), *scenes.resolve_tasks("fk5"))
+    monkeypatch.setattr(
+        benchmark.few_shot, "left_out_of", lambda folder: known if folder.name == "held" else ()
+    )
+    (tmp_path / "held").mkdir()
+    fed = {"features": "former", "cameras": [], "ablate": "none"}
+    (tmp_path / "held" / "config.json").write_text(json.dumps({"fed": fed}))
+    return tmp_path / "held"
 
 
 def _info(**successes: list[bool | None]) -> dict[str, Any]:
@@ -73,17 +86,19 @@ def test_episodes_of_all_seeds_are_counted_and_seeds_are_the_replicates(
 def test_the_table_shows_every_row_and_is_completed_by_later_runs(
     benchmark: ModuleType, tmp_path: Path
 ) -> None:
-    options = benchmark.BenchmarkOptions("mw5", output_dir=tmp_path)
     infos = [[_info(drawer=[True] * 19 + [False], hammer=[True] * 20)]]
-    benchmark.write(options, [benchmark.summarise(_row(benchmark), infos)])
+    benchmark.write("mw5", tmp_path, [benchmark.summarise(_row(benchmark), infos)])
     again = _row(benchmark, features="r3m", start="tasks seen")
-    benchmark.write(options, [benchmark.summarise(again, infos)])
-    benchmark.write(options, [benchmark.summarise(again, infos)])  # in its own place
+    benchmark.write("mw5", tmp_path, [benchmark.summarise(again, infos)])
+    benchmark.write("mw5", tmp_path, [benchmark.summarise(again, infos)])  # in its own place
     assert len(json.loads((tmp_path / "table.json").read_text())) == 2
     lines = (tmp_path / "table.md").read_text().splitlines()
     first, second = (line for line in lines if line.startswith("| 10 |"))
-    assert "| corner2 | mlp | held out | 19/20 = 95 % [76, 99] | 20/20 = 100 % [84, 100]" in first
-    assert "| corner2 | mlp r3m | tasks seen |" in second
+    assert (
+        "| corner2 | mlp | nothing | held out | 19/20 = 95 % [76, 99] | 20/20 = 100 % [84, 100]"
+        in first
+    )
+    assert "| corner2 | mlp r3m | nothing | tasks seen |" in second
     assert first.endswith("| 39/40 = 98 % [87, 100] | 97.5 % (one seed), 1 seed(s) |")
 
 
@@ -99,26 +114,103 @@ def test_the_protocols_have_the_seeds_cameras_and_layouts_that_they_name(
     assert benchmark.protocol("mt50", full=False).cameras[0] == "corner2"
     options = benchmark.BenchmarkOptions("fk5", cameras="left; left,wrist", n_demos=(3,))
     assert options.protocol.cameras == ("left", "left,wrist")
-    rows = benchmark.rows_of(options, "held out")
+    rows = benchmark.rows_of(options)
     assert len({row.folder(Path()) for row in rows}) == len(rows) == 2
 
 
-def test_the_planner_s_config_says_whether_it_has_seen_the_tasks(
-    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def _starts(benchmark: ModuleType, name: str = "mw5", **more: Any) -> list[tuple[str, str]]:
+    """What the policies are fed, and the start, of the rows at one number of demonstrations."""
+    options = benchmark.BenchmarkOptions(name, n_demos=(10,), **more)
+    return [(row.features, row.start) for row in benchmark.rows_of(options)]
+
+
+def test_the_configs_say_whether_planner_and_policy_have_seen_the_tasks(
+    benchmark: ModuleType, held_out: Path, tmp_path: Path
 ) -> None:
-    left_out: tuple[str, ...] = scenes.resolve_tasks("mw5")
     seen = tmp_path / "seen"
-    monkeypatch.setattr(benchmark, "left_out_of", lambda folder: () if folder == seen else left_out)
-    options = benchmark.BenchmarkOptions("mw5", model=tmp_path)
-    assert benchmark.start_of(options) == "held out"
-    assert benchmark.start_of(benchmark.BenchmarkOptions("fk5", model=tmp_path)) == "tasks seen"
-    assert benchmark.start_of(benchmark.BenchmarkOptions("mw5")) == "tasks seen"
-    both = benchmark.BenchmarkOptions("mw5", model=tmp_path, init=tmp_path)
-    assert benchmark.start_of(both) == "held out, policy too"
-    other = benchmark.BenchmarkOptions("mw5", model=tmp_path, init=seen)
-    assert benchmark.start_of(other) == "tasks seen"
-    left_out = left_out[1:]
-    assert benchmark.start_of(options) == "tasks seen"
+    seen.mkdir()
+    (seen / "config.json").write_text("{}")
+    assert _starts(benchmark, model=held_out) == [("former", "held out")]
+    assert _starts(benchmark, "mt50", model=held_out)[0] == ("former", "tasks seen")
+    assert _starts(benchmark) == [("former", "tasks seen")]
+    both = {"model": held_out, "init": held_out}
+    assert _starts(benchmark, **both) == [("former", "held out, policy too")]
+    for other in ({"init": seen}, {"model": seen}, {"model": None}):
+        assert _starts(benchmark, **both | other) == [("former", "tasks seen, from a policy")]
+
+
+def test_r3m_s_head_and_what_it_is_compared_with_start_from_nothing(
+    benchmark: ModuleType, held_out: Path
+) -> None:
+    more = {"model": held_out, "features": ("former", "r3m")}
+    assert _starts(benchmark, **more) == [("former", "held out"), ("r3m", "held out")]
+    assert _starts(benchmark, **more, init=held_out) == [
+        ("former", "held out, policy too"),
+        ("former", "held out"),
+        ("r3m", "held out"),
+    ]
+    options = benchmark.BenchmarkOptions("mw5", init=held_out, **more)
+    *_, r3m = benchmark.rows_of(options)
+    assert r3m.full in benchmark.rows_of(options) and not r3m.full.from_a_policy
+    other_cameras = _starts(benchmark, model=held_out, init=held_out, cameras="corner2")
+    assert other_cameras == [("former", "held out")]
+
+
+def test_folders_of_earlier_runs_are_found_again(benchmark: ModuleType) -> None:
+    row = _row(benchmark, cameras="workspace,wrist", steps=1200, start="held out, policy too")
+    name = "10demos_workspace+wrist_mlp_1200steps_held_out_policy_too"
+    assert row.folder(Path()).name == name and row.eval_name == "eval"
+    zeroed = replace(row, eval_ablate="plan_zeroed")
+    assert zeroed.folder(Path()).name == name and zeroed.eval_name == "eval_plan_zeroed"
+    kitchen = _row(benchmark, cameras="overview,wrist", steps=1500, rule="benchmark")
+    assert kitchen.folder(Path()).name == "10demos_overview+wrist_mlp_1500steps_held_out_benchmark"
+
+
+def test_a_table_of_before_is_read(benchmark: ModuleType, tmp_path: Path) -> None:
+    told = benchmark.summarise(_row(benchmark), [[_info(drawer=[True], hammer=[True])]])
+    older = {k: v for k, v in told.items() if k != "eval_ablate"}
+    (tmp_path / "table.json").write_text(json.dumps([older]))
+    benchmark.write("mw5", tmp_path, [told])
+    assert json.loads((tmp_path / "table.json").read_text()) == [json.loads(json.dumps(told))]
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"eval_ablate": ("no_loop",), "features": ("r3m",)}, "takes something from the full"),
+        ({"eval_ablate": ("no_loop",), "ablate": "plan_zeroed"}, "got former and plan_zeroed"),
+        ({"features": ("former", "r3m"), "policy": "diffusion"}, "with --policy mlp, not diff"),
+    ],
+)
+def test_rows_that_cannot_be_are_refused(
+    more: dict[str, Any], reason: str, benchmark: ModuleType
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        benchmark.BenchmarkOptions("fk5", **more)
+
+
+@pytest.mark.parametrize("name", ["mw5", "fk5", "mt50"])
+def test_what_is_run_without_flags_ends_within_100_minutes(
+    name: str, benchmark: ModuleType, held_out: Path
+) -> None:
+    def about(**more: Any) -> float:
+        options = benchmark.BenchmarkOptions(name, model=held_out, **more)
+        return benchmark.minutes(options, benchmark.rows_of(options))
+
+    usual = about()
+    assert 30 < usual < 100 < about(n_seeds=3, n_layouts=30, steps=4000) < about(full=True)
+    assert about(n_seeds=9) > 2 * usual and about(n_layouts=100) > usual + 20
+    if name != "mt50":
+        ablated = about(eval_ablate=("plan_zeroed",))  # is evaluated and not trained
+        assert usual + 15 < ablated < usual + 25
+
+
+def test_speeds_are_those_of_the_clock(benchmark: ModuleType) -> None:
+    """By hand: 75 demonstrations, two cameras, 3000 steps at 3 a second, 200 episodes of 4 s."""
+    options = benchmark.BenchmarkOptions("mw5", n_demos=(10,), n_seeds=2, steps=1500)
+    demos, training, evaluation = 75 * (1.5 + 2), 3000 / 3, 2 * 100 * 4 / 2
+    expected = (demos + training + evaluation) / 60
+    assert benchmark.minutes(options, benchmark.rows_of(options)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["mw5", "fk5", "mt50"])
@@ -152,20 +244,7 @@ def test_every_command_is_understood_and_the_table_is_written(
     tmp_path: Path,
 ) -> None:
     """The whole benchmark, with commands that are read and not carried out."""
-    understood: list[Any] = []
-
-    def run(command: list[str], check: bool) -> Any:
-        name, argv = command[3], command[4:]
-        module, function = COMMANDS[name].path.split(":")
-        target = get_type_hints(getattr(importlib.import_module(module), function))["options"]
-        options = _parse(target, name, argv)
-        understood.append(options)
-        if name == "evaluate":
-            options.output_dir.mkdir(parents=True)
-            eval_info.write(options.output_dir, _evaluated(options))
-        return type("Done", (), {"returncode": 0})
-
-    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    understood = _pretend(benchmark, monkeypatch)
     argv = ["benchmark", "--name", name, "--output_dir", str(tmp_path / "out"), "--n_seeds", "2"]
     monkeypatch.setattr(sys, "argv", [*argv, "--workers", "1", *["--per_task"] * per_task])
     benchmark.main()
@@ -182,12 +261,96 @@ def test_every_command_is_understood_and_the_table_is_written(
     assert folders == trained and len(folders) == 4 * n_policies
 
 
-def _evaluated(options: Any) -> dict[str, Any]:
-    """An eval_info of an evaluation in which every episode succeeded."""
+def _pretend(
+    benchmark: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: Mapping[str, set[int]] | None = None,
+) -> list[Any]:
+    """Let commands be read and not carried out. Returns their options, as they come.
+
+    Args:
+        lost: features or ablation of an evaluation → the layouts in which it fails.
+    """
+    understood: list[Any] = []
+
+    def run(command: list[str], check: bool) -> Any:
+        name, argv = command[3], command[4:]
+        module, function = COMMANDS[name].path.split(":")
+        target = get_type_hints(getattr(importlib.import_module(module), function))["options"]
+        options = _parse(target, name, argv)
+        understood.append(options)
+        if name in ("train-policy", "finetune"):
+            made = options.output_dir / ("policy" if name == "train-policy" else "planner")
+            made.mkdir(parents=True)
+            (made / "config.json").touch()
+        if name == "evaluate":
+            options.output_dir.mkdir(parents=True)
+            eval_info.write(options.output_dir, _evaluated(options, lost or {}))
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    return understood
+
+
+def test_the_ten_tasks_rows_are_paired_with_the_full_system(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, held_out: Path, tmp_path: Path
+) -> None:
+    """R3M's head and the plan zeroed, out of one command; each policy is trained once."""
+    lost = {"r3m": {0, 1}, "plan_zeroed": {1, 2, 3}, "no_loop": set()}
+    understood = _pretend(benchmark, monkeypatch, lost)
+    out = tmp_path / "out"
+    argv = ["benchmark", "--name", "fk5", "--output_dir", str(out), "--n_demos", "10"]
+    argv += ["--model", str(held_out), "--init", str(held_out), "--n_layouts", "9"]
+    argv += ["--features", "r3m", "former", "--eval_ablate", "plan_zeroed", "no_loop"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--workers", "1"])
+    benchmark.main()
+    trained = [o for o in understood if type(o).__name__ == "TrainPolicyOptions"]
+    assert sorted((o.features, o.init is not None, o.seed) for o in trained) == sorted(
+        (features, begun, seed)
+        for features, begun in (("former", True), ("former", False), ("r3m", False))
+        for seed in range(3)
+    )
+    (tuning,) = (o for o in understood if type(o).__name__ == "FinetuneOptions")
+    assert (tuning.few_shot, tuning.model) == (10, held_out)
+    evaluated = [o for o in understood if type(o).__name__ == "EvaluateOptions"]
+    assert {o.model for o in evaluated} == {tuning.output_dir / "planner"}
+    assert len({o.output_dir for o in evaluated}) == len(evaluated) == 3 * 5
+
+    rows = {
+        (told["features"], told["eval_ablate"], "policy" in told["start"]): told
+        for told in json.loads((out / "table.json").read_text())
+    }
+    assert len(rows) == 5
+    for (features, ablate, _), told in rows.items():
+        if (name := features if features == "r3m" else ablate) == "none":
+            assert "paired" not in told
+            continue
+        n_lost = 3 * 5 * len(lost[name])
+        pair = told["paired"]
+        assert (pair["n"], pair["only_a"], pair["only_b"]) == (3 * 5 * 9, 0, n_lost)
+        assert pair["mcnemar_p"] == pytest.approx(Paired(135, 0, n_lost).p)
+        assert pair["layouts_p"] == pytest.approx(Paired(45, 0, n_lost // 3).p)
+    folders = [rows["r3m", "none", False]["paired"][side].split(",") for side in ("a", "b")]
+    assert [Path(f).parts[-2:] for f in folders[0]] == [(f"seed{i}", "eval") for i in range(3)]
+    assert all("r3m" in f and "policy_too" not in f for f in folders[0])
+    assert all("r3m" not in f and "policy_too" not in f for f in folders[1])
+    text = (out / "table.md").read_text()
+    assert "## The full system against a row, paired" in text
+    line = next(
+        ln for ln in text.splitlines() if ln.startswith("| 10 |") and "r3m | nothing | 1" in ln
+    )
+    assert "| 135/135 | 105/135 | +22.2 points | 1.9e-09 |" in line
+
+
+def _evaluated(options: Any, lost: Mapping[str, set[int]]) -> dict[str, Any]:
+    """An eval_info of an evaluation in which every episode succeeded, but for the lost ones."""
+    failed = set(lost.get(options.ablate, ()))
+    failed |= {i for name, of in lost.items() if f"_{name}_" in str(options.policy) for i in of}
     tasks = [
         {
             "per_episode": [
-                {"env": env, "seed": i, "layout_sha": str(i), "success": True, "outcome": "success"}
+                {"env": env, "seed": i, "layout_sha": str(i), "success": i not in failed}
+                | {"outcome": "failure" if i in failed else "success"}
                 for i in range(options.n_episodes)
             ]
         }
