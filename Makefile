@@ -11,7 +11,7 @@ GL_PACKAGES := libegl1 libgl1 libosmesa6
 QUIET_THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0
 
 .DELETE_ON_ERROR:
-.PHONY: setup gl demo test check format bench lock
+.PHONY: setup gl demo test check format bench bench-lerobot lock
 
 setup: $(DONE)
 
@@ -52,9 +52,14 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Speeds that need nobody else; each has flags of its own: --help.
 bench: setup
-	@for script in scripts/bench*.py; do \
-		echo "== $$script" && $(BIN)/python "$$script" $(ARGS) || exit 1; done
+	$(BIN)/python scripts/bench_finetune.py
+	$(BIN)/python scripts/bench_rollout.py
+
+# Beside lerobot, which is installed into an environment of its own at the first run.
+bench-lerobot: setup
+	scripts/bench_lerobot_eval.sh $(ARGS)
 
 # After changing .venv on purpose: write its versions down. CUDA's packages exist for Linux only.
 lock:

@@ -7,7 +7,15 @@ layouts in our environments under our rule of success.
 
 One policy for each environment: LeRobot's two are told no task. Each looks through the same
 cameras; LeRobot's see a new picture at every step, as the demonstrations have them, ours at every
-second one.
+second one. A planner that has not seen the tasks learns them from the same demonstrations first,
+and the others get the seconds that this takes as well.
+
+On two cores the default, one environment, takes about an hour, with a held-out planner 80 minutes:
+ours 12 or 17 minutes (2,000 steps at 3 a second, features, 5 to tune the planner), as long for each
+of LeRobot's two, and 30 test layouts each: 2 minutes for ours, at 4 s an episode, and at most 10
+for each of the others if they make 20 steps a second, which was not measured. Every environment
+more takes as long again: for mw5 within 100 minutes, --steps 500 --n_layouts 10, with the shipped
+planner.
 """
 
 from __future__ import annotations
@@ -26,6 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import few_shot
 import tyro
 from lerobot_peer import LeRobotActor, server_command
 from safetensors import safe_open
@@ -34,7 +43,6 @@ from tqdm import tqdm
 from embodied.cli import eval_info
 from embodied.cli.compare import CompareOptions, compare
 from embodied.cli.eval_info import EpisodeLog, Record
-from embodied.cli.splits import left_out_of
 from embodied.cli.trials import Job, Setting, Trials
 from embodied.egocot.demos import choose_demos, sources_of
 from embodied.episodes import DatasetReader, EpisodeMeta
@@ -63,6 +71,8 @@ class PeersOptions:
         cameras: what everyone looks through, comma-separated.
         model: the planner that ours starts from, such as scripts/held_out.sh makes; the shipped
             one, which has seen the tasks, when not given.
+        init: a policy that ours starts from, such as held_out.sh makes beside its planner; a fresh
+            one when not given. LeRobot's start from nothing but ImageNet.
         image_px: pictures that LeRobot's policies get, square.
         batch_size: of LeRobot's policies; `lerobot-train` has 8 too.
         seed: of every training.
@@ -78,6 +88,7 @@ class PeersOptions:
     seconds: float | None = None
     cameras: str = "workspace,wrist"
     model: Path | None = None
+    init: Path | None = None
     image_px: int = 112
     batch_size: int = 8
     seed: int = 0
@@ -93,6 +104,9 @@ class Spent:
 
     wall_s: float
     cpu_s: float
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.wall_s + other.wall_s, self.cpu_s + other.cpu_s)
 
 
 def timed(command: list[str], **more: str) -> Spent:
@@ -120,9 +134,12 @@ def keep_settings(options: PeersOptions) -> None:
     """
     apart = ("lerobot", "env", "peers", "output_dir")
     told = {k: str(v) for k, v in asdict(options).items() if k not in apart}
+    if options.init is None:
+        del told["init"]  # as in folders from before there was one
     path = options.output_dir / "settings.json"
     if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != told:
-        changed = [f"{k} was {before.get(k)}" for k in told if before.get(k) != told[k]]
+        keys = dict.fromkeys([*told, *before])
+        changed = [f"{k} was {before.get(k)}" for k in keys if before.get(k) != told.get(k)]
         raise ValueError(f"{path.parent} has other settings ({', '.join(changed)}): delete it")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
@@ -143,16 +160,35 @@ def record(options: PeersOptions, env_id: str) -> tuple[Path, list[EpisodeMeta]]
 
 
 def train_ours(options: PeersOptions, env_id: str, demos: Path) -> Spent:
-    """From pictures to a policy: what is cached of an earlier run would not be counted."""
+    """From pictures to a policy, and to a planner that knows the task where it did not.
+
+    What is cached of an earlier run would not be counted.
+    """
     folder = options.folder(OURS, env_id)
     if (spent := _spent(folder)) is None:
+        spent = Spent(0.0, 0.0)
+        if options.model is not None and is_tuned(options, env_id):
+            argv = few_shot.tuning(options.model, demos, options.n_demos, folder / "features")
+            spent += embodied("finetune", *argv, "--output_dir", str(folder / "plan"))
         argv = ["--dataset", str(demos), "--n_demos", str(options.n_demos), "--policy", "mlp"]
         argv += ["--cameras", options.cameras, "--steps", str(options.steps), "--save_every", "0"]
         argv += ["--seed", str(options.seed), "--features_dir", str(folder / "features")]
         argv += [] if options.model is None else ["--model", str(options.model)]
-        spent = embodied("train-policy", *argv, "--output_dir", str(folder / "train"))
+        argv += [] if options.init is None else ["--init", str(options.init)]
+        spent += embodied("train-policy", *argv, "--output_dir", str(folder / "train"))
         _keep_spent(folder, spent)
     return spent
+
+
+def is_tuned(options: PeersOptions, env_id: str) -> bool:
+    """Whether the planner has to learn an environment's tasks: it would not route to them."""
+    return few_shot.held_out([options.model], ",".join(scenes.tasks_of(env_id)))
+
+
+def acting_planner(options: PeersOptions, env_id: str) -> Path | None:
+    """The planner that acts; None is the shipped one."""
+    tuned = options.folder(OURS, env_id) / "plan" / "planner"
+    return tuned if is_tuned(options, env_id) else options.model
 
 
 def train_peer(
@@ -236,7 +272,8 @@ def evaluate_ours(options: PeersOptions, env_id: str) -> list[Record]:
     folder = options.folder(OURS, env_id)
     argv = ["--env", env_id, "--n_episodes", str(options.n_layouts), "--n_videos", "1"]
     argv += ["--policy", str(folder / "train" / "policy"), "--output_dir", str(folder / "eval")]
-    argv += [] if options.model is None else ["--model", str(options.model)]
+    planner = acting_planner(options, env_id)
+    argv += [] if planner is None else ["--model", str(planner)]
     embodied("evaluate", *argv)
     return EpisodeLog(folder / "eval" / "episodes.jsonl").records
 
@@ -270,10 +307,11 @@ def about_peer(options: PeersOptions, kind: Peer, env_id: str) -> dict[str, Any]
 
 
 def seen_or_not(options: PeersOptions) -> str:
-    """What our planner knew before."""
-    left_out = () if options.model is None else left_out_of(options.model)
-    tasks = set(scenes.resolve_tasks(",".join(_tasks(options))))
-    return "tasks held out" if tasks <= set(left_out) else "tasks seen"
+    """What our planner, and the policy that ours starts from, knew before."""
+    tasks = ",".join(_tasks(options))
+    starts = [options.model, *([] if options.init is None else [options.init])]
+    seen = "tasks held out" if few_shot.held_out(starts, tasks) else "tasks seen"
+    return f"{seen}; the policy starts from {'nothing' if options.init is None else 'another'}"
 
 
 def _tasks(options: PeersOptions) -> list[str]:
@@ -302,7 +340,8 @@ def markdown(options: PeersOptions, rows: list[dict[str, Any]]) -> str:
     notes = [
         f"{OURS}: `embodied train-policy`, features included, on a frozen vision encoder and a "
         f"planner ({seen_or_not(options)}), which are pretrained; it also learns from the "
-        "sub-goals and places that the recordings are labelled with.",
+        "sub-goals and places that the recordings are labelled with. A planner without the tasks "
+        "is tuned on the same demonstrations, within these seconds.",
         "The others: lerobot's policies, made smaller (see scripts/lerobot_train.py), from "
         f"{options.image_px} pixels, the robot's state and actions.",
         *sorted(backbones),
@@ -367,7 +406,7 @@ def main() -> None:
         partial.write_text(text, encoding="utf-8")
     print(text)
     for kind in options.peers:
-        compare(CompareOptions(options.output_dir / kind, options.output_dir / OURS))
+        compare(CompareOptions(str(options.output_dir / kind), str(options.output_dir / OURS)))
         print()
 
 

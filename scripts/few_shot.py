@@ -19,10 +19,12 @@ def held_out(starts: Sequence[Path | None], tasks: str) -> bool:
     """Whether none of the checkpoints has seen any of the tasks; the shipped one, None, has.
 
     Args:
-        tasks: names, or a set like mw5.
+        tasks: names, or a set like mw5. Of none, as where the seed draws them, nothing is sure.
     """
     wanted = set(scenes.resolve_tasks(tasks))
-    return all(start is not None and wanted <= set(left_out_of(start)) for start in starts)
+    return bool(wanted) and all(
+        start is not None and wanted <= set(left_out_of(start)) for start in starts
+    )
 
 
 def tuning(model: Path, demos: Path, n_demos: int, features_dir: Path) -> list[str]:

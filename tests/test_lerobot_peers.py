@@ -198,6 +198,9 @@ def test_a_folder_keeps_to_its_settings_and_other_environments_may_join(tmp_path
     compare.keep_settings(replace(options, env="mw5", peers=("act",)))
     with pytest.raises(ValueError, match=r"other settings \(n_demos was 10\): delete it"):
         compare.keep_settings(replace(options, n_demos=5))
+    compare.keep_settings(replace(options, init=Path("a"), output_dir=tmp_path / "with"))
+    with pytest.raises(ValueError, match=r"other settings \(init was a\): delete it"):
+        compare.keep_settings(replace(options, output_dir=tmp_path / "with"))
 
 
 def test_the_others_get_the_seconds_that_ours_took(
@@ -222,6 +225,45 @@ def test_the_others_get_the_seconds_that_ours_took(
         assert command[:3] == ["python", str(SCRIPTS / "lerobot_train.py"), kind]
         told = dict(zip(command[3::2], command[4::2], strict=True))
         assert (told["--seconds"], told["--episodes"]) == ("123.5", "0,2")
+
+
+def test_a_held_out_planner_is_tuned_and_its_seconds_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare, model, init = _module("compare_lerobot"), tmp_path / "model", tmp_path / "init"
+    known = {model: ("drawer-open",), init: ("drawer-open",)}
+    monkeypatch.setattr(compare.few_shot, "left_out_of", lambda folder: known[folder])
+    options = replace(_options(compare, tmp_path), model=model, init=init)
+    commands: list[list[str]] = []
+
+    def timed(command: list[str], **more: str) -> Any:
+        commands.append(command[3:])
+        options.folder("mlp", DRAWER).mkdir(parents=True, exist_ok=True)
+        return compare.Spent(100.0, 90.0)
+
+    monkeypatch.setattr(compare, "timed", timed)
+    assert compare.train_ours(options, DRAWER, tmp_path / "demos") == compare.Spent(200.0, 180.0)
+    assert compare.train_ours(options, DRAWER, tmp_path / "demos") == compare.Spent(200.0, 180.0)
+    compare.evaluate_ours(options, DRAWER)
+    parsed = {
+        command[0]: dict(zip(command[1::2], command[2::2], strict=True)) for command in commands
+    }
+    assert [command[0] for command in commands] == ["finetune", "train-policy", "evaluate"]
+    tuning, training, evaluation = parsed.values()
+    assert (tuning["--few_shot"], tuning["--look_at"]) == ("10", str(tmp_path / "demos"))
+    assert tuning["--model"] == training["--model"] == str(model)
+    assert training["--init"] == str(init)
+    assert evaluation["--model"] == str(Path(tuning["--output_dir"]) / "planner")
+    assert "tasks held out; the policy starts from another" in compare.seen_or_not(options)
+
+    known[init] = ()
+    assert "tasks seen; the policy" in compare.seen_or_not(options)
+    known[model] = ("hammer",)  # it knows this one: nothing to learn
+    assert compare.acting_planner(options, DRAWER) == model
+    shipped = _options(compare, tmp_path)
+    assert compare.acting_planner(shipped, DRAWER) is None
+    assert compare.seen_or_not(shipped) == "tasks seen; the policy starts from nothing"
+    assert not compare.few_shot.held_out([model], "")
 
 
 def test_a_training_that_was_interrupted_is_done_anew(tmp_path: Path) -> None:
