@@ -51,14 +51,16 @@ COMMANDS = {
         "embodied.cli.train_policy:train_policy", "train a policy from demonstrations"
     ),
     "finetune": Command(
-        "embodied.cli.finetune:finetune", "train the planner's own parts on recorded episodes"
+        "embodied.cli.finetune:finetune",
+        "train the planner's own parts on episodes and records",
     ),
     "export": Command(
         "embodied.cli.export:export", "a planner for peft, transformers or the model hub"
     ),
     "evaluate": Command("embodied.cli.evaluate:evaluate", "success on fixed test layouts"),
     "evaluate-plans": Command(
-        "embodied.cli.evaluate_plans:evaluate_plans", "instructions, refusals and verdicts"
+        "embodied.cli.evaluate_plans:evaluate_plans",
+        "instructions, plans, verdicts and answers, of episodes and records",
     ),
     "compare": Command("embodied.cli.compare:compare", "two evaluations, layout by layout"),
     "report": Command(

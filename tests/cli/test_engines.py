@@ -86,6 +86,15 @@ def test_no_jobs_start_nothing() -> None:
     assert list(engines.run("process", partial(Counting, 0), [], 2)) == []
 
 
+@pytest.mark.parametrize("n_gpus", [1, 2, 3, 8])
+@pytest.mark.parametrize("n_workers", [1, 2, 7, 8, 30])
+def test_all_workers_fit_on_the_gpus(n_gpus: int, n_workers: int) -> None:
+    share = engines._gpu_share(n_gpus, n_workers)
+    assert 0 < share <= 1 and n_gpus * int(1 / share) >= n_workers
+    assert n_workers > n_gpus or share == 1
+    assert engines._gpu_share(0, n_workers) == 0
+
+
 @pytest.mark.parametrize("command", ["evaluate", "record"])
 def test_without_ray_its_engine_says_what_to_do(
     command: str,
