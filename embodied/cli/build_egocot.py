@@ -25,6 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+import embodied
 from embodied.cli.common import stdout_to_stderr, writable_dir
 from embodied.egocot.build import ego4d, rollouts
 from embodied.egocot.build.cutting import remove_others
@@ -39,9 +40,13 @@ from embodied.egocot.quarantine import Quarantine
 from embodied.egocot.records import Record, Split, write_records
 from embodied.episodes import EpisodeMeta
 from embodied.video import replacing
+from embodied.weights import WeightsError
+from embodied.weights.clip import PREFIX as OPEN_CLIP
+from embodied.weights.clip import load_encoder as load_open_clip
 from sims import language, seeds
 
 RECORDS, QUARANTINE, BUILD, STATE = "records.jsonl", "quarantine.jsonl", "build.json", ".build"
+SHIPPED_CLIP = Path(embodied.__path__[0]) / "pretrained" / "small" / "clip"
 _N_SHOWN = 20
 
 
@@ -73,8 +78,9 @@ class BuildOptions:
         image_size: pixels of a clip's longer side at most.
         licence: of the clips; what the source says when not given.
         split: train, select or test; of rollouts by their layout's seed when not given.
-        clip: score clips and captions with this CLIP, open_clip:<arch>/<pretrained>, and drop what
-            does not fit; nothing is scored when not given.
+        clip: score clips and captions with this CLIP and drop what does not fit: open_clip:<arch>/
+            <pretrained>, a folder that `embodied align-clip` wrote, or small, the shipped one of
+            those, for our own rollouts; nothing is scored when not given.
         false_positive_rate: the share of shuffled captions that may pass.
         device: of language model and CLIP: auto, cpu, cuda or cuda:N; a GPU where there is one if
             auto.
@@ -120,7 +126,7 @@ def build_egocot(options: BuildOptions) -> int:
 def _build(options: BuildOptions, out: Path) -> int:
     # first: it may not be there
     encoder = load_encoder(options.clip, options.device) if options.clip else None
-    with Quarantine(out / QUARANTINE, _first_few()) as quarantine:
+    with Quarantine(out / QUARANTINE, first_few()) as quarantine:
         drafts, left_out = _drafts(options, out, quarantine)
         calibration = _calibration(encoder, options, out, drafts)
         records = list(_admit(options, drafts, calibration, quarantine))
@@ -151,7 +157,7 @@ def _check(options: BuildOptions) -> None:
     if not 0 < options.clip_s < 600:
         raise ValueError(f"--clip_s is above 0 and below 600, got {options.clip_s:g}")
     if options.source == "rollouts":
-        if not _roots(options):
+        if not dataset_roots(options.dataset):
             raise ValueError("--source rollouts needs --dataset DIR[,DIR], data sets of `record`")
         return
     if options.narrations is None or options.videos is None:
@@ -162,8 +168,9 @@ def _check(options: BuildOptions) -> None:
         raise ValueError("--source ego4d needs either --generator NAME or --endpoint URL")
 
 
-def _roots(options: BuildOptions) -> list[Path]:
-    return [Path(name.strip()) for name in options.dataset.split(",") if name.strip()]
+def dataset_roots(names: str) -> list[Path]:
+    """The folders of `--dataset`, comma-separated."""
+    return [Path(name.strip()) for name in names.split(",") if name.strip()]
 
 
 def _claim(options: BuildOptions) -> Path:
@@ -199,7 +206,7 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 def _inputs(options: BuildOptions) -> dict[str, Any]:
     """What the records are of; everything else may change when a run goes on."""
-    paths = (*_roots(options), options.narrations, options.videos)
+    paths = (*dataset_roots(options.dataset), options.narrations, options.videos)
     return {"source": options.source, "paths": [str(p.resolve()) for p in paths if p is not None]}
 
 
@@ -220,14 +227,14 @@ def _of_rollouts(
 ) -> tuple[list[Draft], Counter[str]]:
     settings = rollouts.Settings(
         phrases=language,
-        split_of=lambda meta: options.split or _split_of(meta),
+        split_of=lambda meta: options.split or split_by_layout(meta),
         seed=options.seed,
         variants=options.paraphrases,
         camera=options.camera,
         licence=options.licence,
         side=options.image_size,
     )
-    found, left_out = rollouts.candidates(_roots(options), settings, quarantine)
+    found, left_out = rollouts.candidates(dataset_roots(options.dataset), settings, quarantine)
     if options.n_records is not None:
         rng = np.random.default_rng(options.seed)
         found = choose(rng, found, options.n_records, _traits)
@@ -239,7 +246,7 @@ def _traits(candidate: rollouts.Candidate) -> tuple[str, str, str]:
     return candidate.kind, candidate.reason, candidate.group
 
 
-def _split_of(meta: EpisodeMeta) -> Split:
+def split_by_layout(meta: EpisodeMeta) -> Split:
     """That of the layout's seed."""
     return seeds.family_of(meta.seed)
 
@@ -291,12 +298,28 @@ def _generator(options: BuildOptions) -> Generator:
 
 
 def load_encoder(name: str, device: str = "auto") -> Encoder:
-    """The CLIP to score with; another kind of encoder would be another case here."""
-    from embodied import devices
-    from embodied.weights.clip import load_encoder as load_open_clip
+    """The CLIP to score with, by one of the forms that `--clip` takes.
 
+    Raises:
+        WeightsError: the name is of another form, or what it names cannot be had.
+        CheckpointError: the folder is damaged.
+        ValueError: there is no such device.
+    """
+    from embodied import devices
+
+    where = devices.pick(device)
     with stdout_to_stderr():
-        return load_open_clip(name, devices.pick(device))
+        if name.startswith(OPEN_CLIP):
+            return load_open_clip(name, where)
+        folder = SHIPPED_CLIP if name == "small" else Path(name)
+        if not folder.is_dir():
+            raise WeightsError(
+                f"no CLIP called '{name}': expected {OPEN_CLIP}<arch>/<pretrained>, small, or a "
+                "folder that `embodied align-clip` wrote"
+            )
+        from embodied.model.locked_clip import load_locked
+
+        return load_locked(folder, name, where)
 
 
 def _calibration(
@@ -340,7 +363,7 @@ def _scored(record: Record, score: float, threshold: float, rate: float) -> Reco
 # ---- what is told -------------------------------------------------------------------------------
 
 
-def _first_few() -> Any:
+def first_few() -> Any:
     """Says on stderr what is wrong with the first records that go to the quarantine."""
     shown = iter(range(_N_SHOWN))
 

@@ -47,6 +47,9 @@ COMMANDS = {
     "build-egocot": Command(
         "embodied.cli.build_egocot:build_egocot", "records to learn from, of rollouts or videos"
     ),
+    "align-clip": Command(
+        "embodied.cli.align_clip:align_clip", "a small CLIP of recorded episodes, to filter records"
+    ),
     "train-policy": Command(
         "embodied.cli.train_policy:train_policy", "train a policy from demonstrations"
     ),

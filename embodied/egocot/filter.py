@@ -7,9 +7,10 @@ more than a chosen share of those through. EgoCOT's own bare 0.2 is a point on s
 nobody published. Captions that say nearly the same count as wrong ones when they are another's, so
 the true curve is rather better than the printed one.
 
-To filter with another encoder, give `Encoder`'s three members to `calibrate`. What is missing: an
-encoder for machines without a model hub, such as a small text tower aligned with a locked image
-tower on our own rollouts; it would be one more name in `embodied.weights.clip.load_encoder`.
+An encoder is a CLIP of open_clip (`embodied.weights.clip`) or, for our own rollouts and without a
+model hub, a small text tower aligned with the planner's locked image tower
+(`embodied.model.locked_clip`). To filter with another, give `Encoder`'s three members to
+`calibrate`.
 """
 
 from __future__ import annotations
@@ -103,24 +104,51 @@ def calibrate(
     Raises:
         ValueError: there are too few captions that differ.
     """
-    different = list(dict.fromkeys(captions))
-    if len(different) < 2 or len(captions) * (len(different) - 1) < _LEAST_SHUFFLED:
-        raise ValueError(
-            f"{len(captions)} records with {len(different)} captions that differ are too few to "
-            "calibrate a threshold: build more records, or leave --clip out"
-        )
+    _different(captions)  # first: pictures take their time
     seen = np.stack([_unit(_unit(encoder.images(clip.frames)).mean(0)) for clip in clips])  # (N, D)
-    said = _unit(encoder.texts(different))  # (U, D)
+    return compare(encoder.name, seen, captions, encoder.texts, rng)
+
+
+def compare(
+    name: str,
+    seen: np.ndarray,
+    captions: Sequence[str],
+    texts: Callable[[Sequence[str]], np.ndarray],
+    rng: np.random.Generator,
+) -> Calibration:
+    """The same for clips that were looked at before.
+
+    Args:
+        name: the encoder's.
+        seen: (N, D), a unit vector of each clip.
+        texts: the encoder's.
+
+    Raises:
+        ValueError: there are too few captions that differ.
+    """
+    different = _different(captions)
+    said = _unit(texts(different))  # (U, D)
     if seen.shape != (len(captions), said.shape[1]):
         raise ValueError(
-            f"{encoder.name} gives pictures {seen.shape} for {len(captions)} clips, words "
+            f"{name} gives pictures {seen.shape} for {len(captions)} clips, words "
             f"{said.shape}: they must be of one width"
         )
     row_of = {caption: row for row, caption in enumerate(different)}
     rows = np.array([row_of[caption] for caption in captions])
     own = np.einsum("nd,nd->n", seen, said[rows])
     shuffled = [seen[i] @ said[_others(rng, row, len(different))].T for i, row in enumerate(rows)]
-    return Calibration(encoder.name, own, np.concatenate(shuffled))
+    return Calibration(name, own, np.concatenate(shuffled))
+
+
+def _different(captions: Sequence[str]) -> list[str]:
+    """Every caption once. Raises ValueError if there are too few."""
+    different = list(dict.fromkeys(captions))
+    if len(different) < 2 or len(captions) * (len(different) - 1) < _LEAST_SHUFFLED:
+        raise ValueError(
+            f"{len(captions)} records with {len(different)} captions that differ are too few to "
+            "calibrate a threshold: build more records, or leave --clip out"
+        )
+    return different
 
 
 def _others(rng: np.random.Generator, row: int, n: int) -> np.ndarray:

@@ -197,6 +197,24 @@ def word_embeddings(model: Any, ids: Tensor) -> Tensor:
         return model.get_input_embeddings()(ids.to(device_of(model))).float()
 
 
+def embed_texts(
+    model: Any, tokenizer: Any, texts: Sequence[str], limit: int
+) -> tuple[Tensor, Tensor]:
+    """The first `limit` tokens of texts → their word embeddings (B, L, W), and the mask (B, L).
+
+    Both are where the model is.
+    """
+    rows = [r[:limit] for r in tokenizer(list(texts), add_special_tokens=False).input_ids]
+    length = max(map(len, rows))
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = True
+    words = word_embeddings(model, ids)
+    return words, mask.to(words.device)
+
+
 def splice(visual: Tensor | None, words: Tensor) -> Tensor:
     """Visual tokens (B, Q, W) in front of word embeddings (B, L, W)."""
     return words if visual is None else torch.cat([visual.to(words.dtype), words], dim=1)

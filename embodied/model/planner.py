@@ -218,15 +218,7 @@ class Planner(nn.Module):
         language model reads everything.
         """
         limit = self.config.former.max_text
-        rows = [r[:limit] for r in self.tokenizer(list(texts), add_special_tokens=False).input_ids]
-        length = max(map(len, rows))
-        ids = torch.zeros(len(rows), length, dtype=torch.long)
-        mask = torch.zeros(len(rows), length, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = True
-        words = llm_parts.word_embeddings(self.llm, ids)
-        return words, mask.to(words.device)
+        return llm_parts.embed_texts(self.llm, self.tokenizer, texts, limit)
 
     def text_state(self, text: str) -> TextState:
         """What one text contributes to every layer of the former; computed once per sub-goal."""

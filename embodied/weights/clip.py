@@ -12,7 +12,7 @@ import numpy as np
 from embodied.weights.cache import WeightsError
 from embodied.weights.hub import _ask, _errors_of, _is_off
 
-_PREFIX = "open_clip:"
+PREFIX = "open_clip:"
 _BATCH = 32
 
 
@@ -70,11 +70,11 @@ def load_encoder(name: str, device: Any = "cpu") -> OpenClip:
     Raises:
         WeightsError: the name is of another form, or the weights cannot be had.
     """
-    arch, _, pretrained = name.removeprefix(_PREFIX).partition("/")
-    if not name.startswith(_PREFIX) or not arch or not pretrained:
+    arch, _, pretrained = name.removeprefix(PREFIX).partition("/")
+    if not name.startswith(PREFIX) or not arch or not pretrained:
         raise WeightsError(
-            f"no CLIP called '{name}': expected {_PREFIX}<arch>/<pretrained>, as in "
-            f"{_PREFIX}ViT-B-32/laion2b_s34b_b79k, or {_PREFIX}<arch>/FILE"
+            f"no CLIP called '{name}': expected {PREFIX}<arch>/<pretrained>, as in "
+            f"{PREFIX}ViT-B-32/laion2b_s34b_b79k, or {PREFIX}<arch>/FILE"
         )
     import open_clip
 
