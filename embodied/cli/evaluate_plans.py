@@ -20,6 +20,7 @@ from embodied.cli.assemble import SHIPPED
 from embodied.cli.baselines import NearestNeighbour, ZeroShot
 from embodied.cli.common import check_instruction, stdout_to_stderr
 from embodied.cli.finetune import load_datasets
+from embodied.cli.records import check_min_score, chosen_records
 from embodied.cli.score_plans import (
     Plans,
     made,
@@ -29,7 +30,7 @@ from embodied.cli.score_plans import (
     score_questions,
 )
 from embodied.cli.score_records import score_records
-from embodied.cli.splits import left_out_of, of_splits, without
+from embodied.cli.splits import left_out_of, without
 from embodied.egocot.dataset import (
     Recorded,
     draw_verdict,
@@ -37,7 +38,6 @@ from embodied.egocot.dataset import (
     motion_at,
     verdict_of,
 )
-from embodied.egocot.record_features import SeenRecord, load_records, see_records
 from embodied.episodes import DatasetReader
 from embodied.metrics import verdict_scores
 from embodied.model.planner import Planner
@@ -60,6 +60,8 @@ class EvaluatePlansOptions:
         questions: data sets about whose clips is asked, comma-separated, of layouts not trained on.
         records: folders of EgoCOT records, comma-separated: plans, verdicts and answers.
         records_split: which of their splits, comma-separated.
+        min_score: the least similarity of clip and words with which a record counts as good; any
+            for our own records and 0.2 for the official ones when not given.
         paraphrases: instructions that training did not see, as in `instructions`; the episodes of
             `plans` are planned for in their words too.
         unseen_tasks: tasks, or sets like mw5 and fk5, whose plans are scored apart; those that the
@@ -75,7 +77,7 @@ class EvaluatePlansOptions:
         n_questions: questions to ask.
         seed: of what is drawn.
         features_dir: where frozen features are cached.
-        output_dir: where every answer is written; nowhere when not given.
+        output_dir: where every answer and every bad record is written; nowhere when not given.
         scenes: which simulators' tasks the words may mean, comma-separated.
         device: auto, cpu, cuda or cuda:N: where the networks are; a GPU where there is one if auto.
         json: print one JSON object.
@@ -87,6 +89,7 @@ class EvaluatePlansOptions:
     questions: str = ""
     records: str = ""
     records_split: str = "test"
+    min_score: float | None = None
     paraphrases: Path | None = None
     unseen_tasks: str | None = None
     routed: bool = False
@@ -121,6 +124,7 @@ def _check_given(options: EvaluatePlansOptions) -> None:
             "nothing to evaluate: give --instructions FILE.jsonl, --plans, --verdicts or "
             "--questions with data sets of `embodied record`, or --records with EgoCOT records"
         )
+    check_min_score(o.min_score)
     if (options.baseline == "nearest_neighbour") != bool(options.trained_on):
         raise ValueError("--trained_on names the episodes of --baseline nearest_neighbour")
     if options.baseline == "nearest_neighbour" and not options.plans:
@@ -183,7 +187,7 @@ def _scores(options: EvaluatePlansOptions) -> dict[str, Any]:
         episodes = load_datasets(planner, options.questions, options.features_dir)
         scores |= score_questions(planner, episodes, options.n_questions, options.seed)
     if options.records:
-        scores["records"] = score_records(planner, _records(planner, options), unseen)
+        scores["records"] = score_records(planner, chosen_records(planner, options), unseen)
     return scores
 
 
@@ -225,20 +229,6 @@ def _plan_scores(
     return score_plans(
         [made(whose, sample, find) for sample in tqdm(wanted, desc="plans", file=sys.stderr)]
     )
-
-
-def _records(planner: Planner, options: EvaluatePlansOptions) -> list[SeenRecord]:
-    """The records of the wanted splits. Raises ValueError when a folder has none of them."""
-    return [
-        record
-        for name in filter(None, options.records.split(","))
-        for record in see_records(
-            planner,
-            Path(name),
-            of_splits(Path(name), load_records(Path(name)), options.records_split),
-            options.features_dir,
-        )
-    ]
 
 
 def check_families(text: str) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class Quarantine:
         self.path = None if path is None else Path(path)
         self.counts = Counts()
         self._report = report
-        self._seen: dict[str, str] = {}
+        self._seen: dict[str, tuple[str | Path, int]] = {}
         self._stack = ExitStack()
         self._out: TextIO | None = None
 
@@ -87,17 +87,22 @@ class Quarantine:
             make: raises RecordError for a bad record.
             file, line, text: where it comes from, and what came.
         """
-        where = f"{file}:{line}"
         try:
             record = make()
             if record.id in self._seen:
-                raise RecordError("id", "is given twice", f"{record.id!r}, {self._seen[record.id]}")
+                first = ":".join(map(str, self._seen[record.id]))
+                raise RecordError("id", "is given twice", f"{record.id!r}, {first}")
         except RecordError as error:
             self.reject(error, file, line, text)
             return None
-        self._seen[record.id] = where
+        self._seen[record.id] = file, line
         self.counts.good += 1
         return record
+
+    def withdraw(self, record: _Named, error: RecordError, text: str) -> None:
+        """Note that a record which was admitted turns out to be bad."""
+        self.counts.good -= 1
+        self.reject(error, *self._seen[record.id], text)
 
     def reject(self, error: RecordError, file: str | Path, line: int, text: str) -> None:
         """Note a bad record."""

@@ -13,11 +13,20 @@ import torch
 from tqdm import tqdm
 
 from embodied.egocot.clips import read_clip
+from embodied.egocot.fields import RecordError
 from embodied.egocot.quarantine import Quarantine
-from embodied.egocot.readers.official import read_official
-from embodied.egocot.records import Record, read_records
+from embodied.egocot.readers.folder import read_folder
+from embodied.egocot.records import Record
 from embodied.model.features import finish, is_finished, vision_parts
 from embodied.model.planner import Planner
+from embodied.video import replacing
+
+_BLOCK = 32
+"""Clips after which what was computed is kept, should the run be stopped."""
+_TOKENS, _COMPUTED = "clips.npy", "computed.npy"
+
+_Clip = tuple[str, int | None, int | None]
+"""A file, and the first and the last frame of it that are meant."""
 
 
 @dataclass(frozen=True)
@@ -32,39 +41,68 @@ class SeenRecord:
     tokens: np.ndarray
 
 
-def load_records(folder: Path, quarantine: Quarantine | None = None) -> list[Record]:
+def load_records(
+    folder: Path, quarantine: Quarantine | None = None, threshold: float | None = None
+) -> list[Record]:
     """The good records of a folder: ours, or EgoCOT as published (with its `results.json`).
+
+    Args:
+        threshold: the least score that is good enough; the layout's own when None.
 
     Raises:
         ValueError: there is none, or one is bad and there is no quarantine.
     """
-    read = read_official if (folder / "results.json").is_file() else read_records
-    found = list(read(folder, quarantine))
+    found = list(read_folder(folder, quarantine, threshold=threshold))
     if not found:
+        counted = quarantine.counts.bad.most_common() if quarantine else []
+        bad = ", ".join(f"{n} × {reason}" for reason, n in counted)
         raise ValueError(
-            f"no good record in '{folder}'; python -m embodied.egocot.records {folder} says why"
+            f"no good record in '{folder}'{f' ({bad})' if bad else ''}; "
+            f"python -m embodied.egocot.records {folder} says why"
         )
     return found
 
 
 def see_records(
-    planner: Planner, folder: Path, records: Sequence[Record], root: Path
+    planner: Planner,
+    folder: Path,
+    records: Sequence[Record],
+    root: Path,
+    quarantine: Quarantine | None = None,
 ) -> list[SeenRecord]:
     """`records` of `folder` with their tokens, which are kept under `root`.
 
     What is kept goes by the clips, by which frames of them are meant, and by all that changes the
-    tokens.
+    tokens. What a stopped run has computed is not computed again.
+
+    Args:
+        quarantine: the one that has admitted them, and now takes those whose clips turn out not to
+            be readable to the end; without it the first one raises.
+
+    Raises:
+        ValueError: no clip can be read, or one cannot and there is no quarantine.
     """
+    if not records:
+        return []
     clips = list(dict.fromkeys(map(_clip_of, records)))
     cached = root / _key(planner, folder, clips)
-    if not is_finished(cached):
-        _fill(planner, folder, clips, cached)
-    tokens = np.load(cached / "clips.npy", mmap_mode="r")
-    rows = {clip: row for row, clip in enumerate(clips)}
-    return [SeenRecord(record, tokens[rows[_clip_of(record)]]) for record in records]
+    bad = {} if is_finished(cached) else _fill(planner, folder, clips, cached)
+    for record in records:
+        if _clip_of(record) in bad:
+            _put_aside(record, bad[_clip_of(record)], quarantine)
+    if len(bad) == len(clips):
+        raise ValueError(f"no clip of '{folder}' can be read; the first: {bad[clips[0]]}")
+    tokens = np.load(cached / _TOKENS, mmap_mode="r")
+    rows = {clip: row for row, clip in enumerate(clips) if clip not in bad}
+    good = [record for record in records if _clip_of(record) in rows]
+    return [SeenRecord(record, tokens[rows[_clip_of(record)]]) for record in good]
 
 
-_Clip = tuple[str, int | None, int | None]
+def _put_aside(record: Record, reason: str, quarantine: Quarantine | None) -> None:
+    error = RecordError("clip", "cannot be read", reason)
+    if quarantine is None:
+        raise error
+    quarantine.withdraw(record, error, json.dumps(record.to_json()))
 
 
 def _clip_of(record: Record) -> _Clip:
@@ -78,15 +116,43 @@ def _key(planner: Planner, folder: Path, clips: Sequence[_Clip]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _fill(planner: Planner, folder: Path, clips: Sequence[_Clip], cached: Path) -> None:
-    config = planner.config
-    cached.mkdir(parents=True, exist_ok=True)
-    n_times = config.n_frames // 2
-    shape = (len(clips), 1, n_times, config.former.n_patches, config.former.vision_width)
-    out = np.lib.format.open_memmap(cached / "clips.npy", "w+", np.float16, shape)
-    for row, (clip, first, last) in enumerate(tqdm(clips, desc="vision features", unit="clip")):
-        frames = read_clip(folder, clip, first, last, config.n_frames).frames
+def _fill(planner: Planner, folder: Path, clips: Sequence[_Clip], cached: Path) -> dict[_Clip, str]:
+    """Compute what is not there yet. Returns the clips that cannot be read, with the reason."""
+    tokens, computed = _opened(planner, len(clips), cached)
+    bad: dict[_Clip, str] = {}
+    missing, fresh = np.flatnonzero(~computed).tolist(), []
+    for row in tqdm(missing, desc="vision features", unit="clip"):
+        try:
+            frames = read_clip(folder, *clips[row], planner.config.n_frames).frames
+        except (ValueError, OSError) as error:
+            bad[clips[row]] = str(error)
+            continue
         with torch.inference_mode():
-            out[row] = planner.see(frames[None, None])[0].half().cpu().numpy()
-    out.flush()
-    finish(cached, {"clips": len(clips)})
+            tokens[row] = planner.see(frames[None, None])[0].half().cpu().numpy()
+        fresh.append(row)
+        if len(fresh) % _BLOCK == 0:
+            _keep(tokens, computed, fresh)
+    _keep(tokens, computed, fresh)
+    if not bad:
+        finish(cached, {"clips": len(clips)})
+    return bad
+
+
+def _keep(tokens: np.memmap, computed: np.memmap, rows: Sequence[int]) -> None:
+    """Say that these are there, once they are."""
+    tokens.flush()
+    computed[list(rows)] = True
+    computed.flush()
+
+
+def _opened(planner: Planner, n_clips: int, cached: Path) -> tuple[np.memmap, np.memmap]:
+    """Room for the tokens of every clip, and which of them are there."""
+    config = planner.config
+    if not (cached / _COMPUTED).is_file():
+        cached.mkdir(parents=True, exist_ok=True)
+        one = (1, config.n_frames // 2, config.former.n_patches, config.former.vision_width)
+        np.lib.format.open_memmap(cached / _TOKENS, "w+", np.float16, (n_clips, *one))
+        with replacing(cached / _COMPUTED) as partial:
+            np.save(partial, np.zeros(n_clips, bool))
+    tokens, computed = (np.load(cached / name, mmap_mode="r+") for name in (_TOKENS, _COMPUTED))
+    return tokens, computed

@@ -183,7 +183,11 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
 
 def read_records(
-    where: str | Path, quarantine: Quarantine | None = None, *, clips: bool = True
+    where: str | Path,
+    quarantine: Quarantine | None = None,
+    *,
+    clips: bool = True,
+    threshold: float | None = None,
 ) -> Iterator[Record]:
     """The good records of a JSONL, or of all those in a folder, file by file.
 
@@ -191,6 +195,7 @@ def read_records(
         where: the file or folder; files named `quarantine*.jsonl` are passed over.
         quarantine: takes the bad ones, and counts; without it the first bad one raises.
         clips: whether to look if the clips are there and as long as the records say.
+        threshold: the least score that is good enough, where a record has one; any when None.
 
     Raises:
         ValueError: if there is no JSONL, the quarantine would replace one, or a record is bad and
@@ -205,16 +210,25 @@ def read_records(
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
-                record = quarantine.admit(partial(_read, line, checker), path, number, text)
+                read = partial(_read, line, checker, threshold)
+                record = quarantine.admit(read, path, number, text)
                 if record is not None:
                     yield record
 
 
-def _read(line: bytes, clips: ClipChecker | None) -> Record:
+def _read(line: bytes, clips: ClipChecker | None, threshold: float | None) -> Record:
     record = Record.from_json(parse_line(line))
+    if threshold is not None and record.score is not None:
+        check_score(record.score, threshold)
     if clips is not None:
         clips.check(record.clip, record.last_frame)
     return record
+
+
+def check_score(score: float, threshold: float) -> None:
+    """Raises RecordError when it is too low."""
+    if score < threshold:
+        raise RecordError("score", f"is below the threshold of {threshold:g}", f"{score:g}")
 
 
 @dataclass(frozen=True)
@@ -222,15 +236,18 @@ class CheckOptions:
     """What to check.
 
     Args:
-        folder: of records, or one JSONL of them.
+        folder: of records, or one JSONL of them; or the official EgoCOT with its results.json.
         quarantine: where to write the bad ones; nowhere when not given.
         no_clips: do not look for the clips.
+        min_score: the least score that is good enough; any for our own records and 0.2 for the
+            official ones when not given.
         n_shown: how many of the bad ones to print.
     """
 
     folder: Positional[Path]
     quarantine: Path | None = None
     no_clips: bool = False
+    min_score: float | None = None
     n_shown: int = 20
 
 
@@ -249,6 +266,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check_all(options: CheckOptions) -> Counts:
+    from embodied.egocot.readers.folder import read_folder
+
     shown = iter(range(options.n_shown))
 
     def show(reason: str) -> None:
@@ -256,7 +275,8 @@ def _check_all(options: CheckOptions) -> Counts:
             print(reason, file=sys.stderr)
 
     with Quarantine(options.quarantine, show) as quarantine:
-        for _ in read_records(options.folder, quarantine, clips=not options.no_clips):
+        clips, least = not options.no_clips, options.min_score
+        for _ in read_folder(options.folder, quarantine, clips=clips, threshold=least):
             pass
     return quarantine.counts
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import pytest
 from embodied.egocot.clips import read_clip
 from embodied.egocot.quarantine import Quarantine
 from embodied.egocot.readers import (
+    read_folder,
     read_official,
     read_records,
 )
+from embodied.egocot.readers.official import split_of
 from embodied.egocot.readers.planning import parse_planning
 from embodied.egocot.records import Record, RecordError, write_records
+from embodied.egocot.records import main as check_records
 from embodied.types import Subgoal
 
 # --- plans of the official layout ------------------------------------------------------------
@@ -176,6 +181,39 @@ def test_bad_entries_are_located(tmp_path: Path) -> None:
         assert (row["field"], row["record"]) == (field, json.dumps(made)) and problem in row[
             "reason"
         ]
+
+
+def test_a_hash_of_the_id_is_the_split(tmp_path: Path) -> None:
+    """By the documented rule, for one's own lists of them; the examples never change."""
+    splits = Counter(split_of(f"egocot/EGO_{i}") for i in range(5000))
+    assert 0.09 < splits["test"] / 5000 < 0.11 and 0.09 < splits["select"] / 5000 < 0.11
+    digest = hashlib.sha256(b"egocot/EGO_76").hexdigest()
+    assert int(digest[:8], 16) / 2**32 < 0.1 and split_of("egocot/EGO_76") == "test"
+    entries = [entry(i) for i in range(40)]
+    found, _ = official(tmp_path, entries)
+    alone, _ = official(tmp_path, entries[::-7])
+    told = {record.id: record.split for record in found}
+    assert len(set(told.values())) > 1
+    assert all(record.split == told[record.id] for record in alone)
+    with Quarantine() as quarantine:
+        mine = list(read_official(tmp_path, quarantine, split="select"))
+    assert {record.split for record in mine} == {"select"}
+
+
+def test_a_folder_is_read_by_its_layout(tmp_path: Path) -> None:
+    found, _ = official(tmp_path, [entry(1), entry(2, score=0.1)])
+    (tmp_path / "ours").mkdir()
+    np.save(tmp_path / "ours" / "EGO_1.npy", FRAMES)
+    write_records(tmp_path / "ours" / "records.jsonl", found)
+    with Quarantine() as quarantine:
+        assert list(read_folder(tmp_path, quarantine)) == found
+        assert list(read_folder(tmp_path / "results.json", Quarantine())) == found
+    assert quarantine.counts.n_bad == 1
+    assert len(list(read_folder(tmp_path, Quarantine(), threshold=0.1))) == 2
+    assert list(read_folder(tmp_path / "ours")) == found
+    assert list(read_folder(tmp_path / "ours", Quarantine(), threshold=0.9)) == []
+    assert check_records([str(tmp_path), "--min_score", "0.05"]) == 0
+    assert check_records([str(tmp_path)]) == 1
 
 
 def test_a_file_that_is_no_list_is_an_error(tmp_path: Path) -> None:

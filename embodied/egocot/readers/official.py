@@ -6,11 +6,15 @@ similarity of video and plan, below which 0.2 was removed. The frames are beside
 `EgoCOT_clear`. Source: the README of EmbodiedGPT/EgoCOT_Dataset, and how EmbodiedGPT_Pytorch loads
 it: as frames that are normalised already.
 
+It has no splits. A hash of a record's id assigns one, see `split_of`: the same on every machine,
+whatever else is in the file.
+
 None of that data is here: its frames are Ego4D's, which each user licenses for themselves.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -24,11 +28,12 @@ from embodied.egocot.clips import open_npy, scale_of
 from embodied.egocot.fields import RecordError, short
 from embodied.egocot.quarantine import Quarantine, strict
 from embodied.egocot.readers.planning import FIELD, parse_planning
-from embodied.egocot.records import CLIP_PATH, Provenance, Record, Split
+from embodied.egocot.records import CLIP_PATH, Provenance, Record, Split, check_score
 
 ASK = "Watch the video and plan the actions that it shows."
 """The records have no instruction: theirs is one prompt, in content this, for all of them."""
 
+RESULTS = "results.json"
 THRESHOLD = 0.2
 _FOLDERS = ("", "EgoCOT_clear")
 _SHAPE = (8, 3)
@@ -39,7 +44,7 @@ def read_official(
     quarantine: Quarantine | None = None,
     *,
     threshold: float = THRESHOLD,
-    split: Split = "train",
+    split: Split | None = None,
     pixels: bool = True,
 ) -> Iterator[Record]:
     """Read a `results.json`; clips are relative to its folder.
@@ -49,7 +54,7 @@ def read_official(
         quarantine: takes the bad ones, those below the threshold among them, by the number of
             their entry; without it the first one raises.
         threshold: the least score that is good enough.
-        split: which one all of them are in.
+        split: which one all of them are in; as `split_of` says when None.
         pixels: whether to look at every number of those clips that are floats, which takes as
             long as reading them; otherwise at headers only.
 
@@ -59,12 +64,19 @@ def read_official(
     """
     quarantine = quarantine or strict()
     path = Path(where)
-    path = path / "results.json" if path.is_dir() else path
+    path = path / RESULTS if path.is_dir() else path
     for number, entry in enumerate(_entries(path), 1):
         make = partial(_record, entry, path.parent, threshold, split, pixels)
         record = quarantine.admit(make, path, number, json.dumps(entry))
         if record is not None:
             yield record
+
+
+def split_of(record_id: str) -> Split:
+    """Ten in a hundred are for `test` and ten for `select`, by the first 32 bits of the SHA-256."""
+    digest = hashlib.sha256(record_id.encode(errors="surrogatepass")).digest()
+    percent = int.from_bytes(digest[:4], "big") * 100 >> 32
+    return "test" if percent < 10 else "select" if percent < 20 else "train"
 
 
 def _entries(path: Path) -> list[Any]:
@@ -79,7 +91,9 @@ def _entries(path: Path) -> list[Any]:
     return entries
 
 
-def _record(entry: Any, folder: Path, threshold: float, split: Split, pixels: bool) -> Record:
+def _record(
+    entry: Any, folder: Path, threshold: float, split: Split | None, pixels: bool
+) -> Record:
     if not isinstance(entry, dict):
         raise RecordError("record", "must be an object", short.repr(entry))
     score = _score(entry.get("score"), threshold)
@@ -87,8 +101,9 @@ def _record(entry: Any, folder: Path, threshold: float, split: Split, pixels: bo
     image = _text(entry, "image")
     clip = _find(folder, image)
     _check_frames(folder / clip, pixels)
+    record_id = f"egocot/{PurePosixPath(image).with_suffix('')}"
     return Record(
-        id=f"egocot/{PurePosixPath(image).with_suffix('')}",
+        id=record_id,
         clip=clip,
         first_frame=None,
         last_frame=None,
@@ -101,7 +116,7 @@ def _record(entry: Any, folder: Path, threshold: float, split: Split, pixels: bo
         verdict=None,
         provenance=_provenance(image),
         score=score,
-        split=split,
+        split=split or split_of(record_id),
     )
 
 
@@ -110,8 +125,7 @@ def _score(value: Any, threshold: float) -> float:
         raise RecordError("score", "must be a number", short.repr(value))
     if not -1 <= value <= 1:
         raise RecordError("score", "must lie within -1..1", short.repr(value))
-    if value < threshold:
-        raise RecordError("score", f"is below the threshold of {threshold:g}", f"{value:g}")
+    check_score(value, threshold)
     return float(value)
 
 
