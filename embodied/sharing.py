@@ -77,11 +77,25 @@ _Sizes = TypeVar("_Sizes", bound=tuple[int, ...])
 
 
 def scaled(sizes: _Sizes, total: int) -> _Sizes:
-    """Numbers of rows in the proportions of `sizes` that make `total` or nearly; 0 for as it is.
+    """Numbers of rows in the proportions of `sizes` that make `total`; 0 for as it is.
 
     What there is some of stays at least one.
+
+    Raises:
+        ValueError: `total` is too small for that.
     """
     if total == 0:
         return sizes
-    rows = (max(1, round(n * total / sum(sizes))) if n else 0 for n in sizes)
+    kinds = [i for i, n in enumerate(sizes) if n]
+    if total < len(kinds):
+        raise ValueError(
+            f"a batch of {total} cannot have some of {len(kinds)} uses: make it {len(kinds)} or "
+            "more, or 0 for the usual one"
+        )
+    exact = [n * total / sum(sizes) for n in sizes]
+    rows = [max(1, round(x)) if x else 0 for x in exact]
+    while (missing := total - sum(rows)) != 0:
+        one = 1 if missing > 0 else -1
+        furthest = max(kinds, key=lambda i: (rows[i] + one > 0, one * (exact[i] - rows[i])))
+        rows[furthest] += one
     return cast(_Sizes, tuple(rows))

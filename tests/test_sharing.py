@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import sharing_run
 import torch
@@ -124,7 +125,25 @@ def test_nothing_of_nothing_counts_nothing() -> None:
 def test_batch_sizes_in_proportion() -> None:
     assert scaled((48, 12, 16), 0) == (48, 12, 16)
     assert scaled((48, 12, 16), 152) == (96, 24, 32)
-    assert scaled((16, 0, 0), 5) == (5, 0, 0) and scaled((98, 1, 1), 10) == (10, 1, 1)
+    assert scaled((16, 0, 0), 5) == (5, 0, 0) and scaled((98, 1, 1), 10) == (8, 1, 1)
+    assert scaled((18, 7, 10, 13), 24) == (9, 4, 5, 6)
+    with pytest.raises(ValueError, match="a batch of 2 cannot have some of 3 uses: make it 3 or"):
+        scaled((98, 0, 1, 1), 2)
+
+
+def test_batch_sizes_make_the_total_whatever_it_is() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        sizes = tuple(int(n) for n in rng.integers(0, 30, 7))
+        n_kinds = sum(n > 0 for n in sizes)
+        total = int(rng.integers(max(1, n_kinds), 100))
+        if n_kinds:
+            rows = scaled(sizes, total)
+            assert sum(rows) == total
+            for n, row in zip(sizes, rows, strict=True):
+                assert (row == 0) == (n == 0)
+                if n * total >= 2 * sum(sizes):  # far from the least, which is one
+                    assert abs(row - n * total / sum(sizes)) <= n_kinds / 2
 
 
 # --- what goes wrong ---------------------------------------------------------------------------
