@@ -1,7 +1,8 @@
 """`embodied finetune`: train the planner's own parts on recorded episodes, in three stages.
 
 `align` trains the Embodied-former: places and verdicts, with a policy where there are episodes to
-imitate, and with answers to questions where there are none.
+imitate, and with answers to questions where there are none. On records it trains the mapping as
+well: captions, places and answers, spoken by the language model as it is.
 `words` trains the adapter to tell from the words alone which task is meant, or to refuse.
 `plan` trains mapping and adapter to say plans, verdicts and answers as well; the former is frozen,
 or learns along with `--train_former`.
@@ -13,7 +14,7 @@ too, and to `plan` their plans and verdicts as well.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,19 +23,23 @@ import torch
 
 import policies
 from embodied.cli.assemble import save_policy
+from embodied.cli.records import check_min_score, chosen_records, layouts_of
+from embodied.cli.shares import align_shares
 from embodied.cli.splits import LEFT_OUT, tasks_left_out, without
+from embodied.cli.stages import trained_on
 from embodied.cli.start import StartOptions, planner_to_train
 from embodied.cli.training import run_training
 from embodied.cli.unseen import looked_at_notes, seen_notes
 from embodied.egocot.dataset import Recorded, load_recorded
 from embodied.egocot.former_batches import AlignmentSampler
 from embodied.egocot.halting import with_halts
+from embodied.egocot.record_conversations import AlignmentTurns, shown_by
+from embodied.egocot.record_features import SeenRecord
 from embodied.episodes import DatasetReader
 from embodied.model.alignment import Alignment
 from embodied.model.features import FeatureCache
 from embodied.model.planner import Planner
 from embodied.processes import Processes
-from embodied.sharing import scaled
 from embodied.train import LoopOptions
 from embodied.training_state import seed_all
 from sims import language, scenes
@@ -50,10 +55,6 @@ AGENTS: dict[str, dict[str, Any]] = {
 }
 """How the agent acts with a policy trained here, by simulator. To let go is to open the gripper;
 Meta-World's hand rises as well, and the Panda leans back from its shoulder."""
-
-
-_ACTING, _LOOKING = (48, 12, 16, 0), (0, 20, 28, 40)
-"""Samples of control, plan, verdict and answer in a batch of `align`, with and without a policy."""
 
 
 _FEW_SHOT_HALTS = 4
@@ -72,6 +73,8 @@ class FinetuneOptions(StartOptions, LoopOptions):
         look_at: more data sets, for plans and verdicts only, comma-separated.
         records: folders of EgoCOT records, comma-separated; see data/egocot/README.md.
         records_split: which of their splits to train on, comma-separated.
+        min_score: the least similarity of clip and words with which a record counts as good; any
+            for our own records and 0.2 for the official ones when not given.
         leave_out: tasks, or sets like mw5 and fk5, of which no episode, record or sentence is
             trained on, comma-separated; kept in the checkpoint.
         output_dir: where the log, the state and the result go.
@@ -82,9 +85,13 @@ class FinetuneOptions(StartOptions, LoopOptions):
         train_former: in stage plan, whether the Embodied-former learns along: to find what a
             question is about, for one. A policy that was tuned with this former needs its own copy.
         horizon: actions in a chunk.
-        batch_size: samples a step, of all uses together; the stage's own number when 0.
+        batch_size: samples a step, of all uses together, those of records included; the stage's
+            own number when 0.
         mix: in stage plan, so many of them are tasks, plans, verdicts and answers, against each
-            other: "6,4,8,30" is mostly questions. The stage's own numbers when empty.
+            other: "6,4,8,30" is mostly questions. Tasks are requests for our scenes; the other
+            three are of the episodes or, when there are none, of the records. With both, three
+            more numbers are plans, verdicts and answers of the records, which have 6,4,6 otherwise.
+            The stage's own numbers when empty.
         features_dir: where frozen features are cached.
         save_every: steps between saved states; 0 to save at the end only.
         gradient_checkpointing: compute the language model's layers again in the backward pass:
@@ -99,6 +106,7 @@ class FinetuneOptions(StartOptions, LoopOptions):
     look_at: str = ""
     records: str = ""
     records_split: str = "train"
+    min_score: float | None = None
     leave_out: str = ""
     few_shot: int = 0
     halts: int | None = None
@@ -187,52 +195,87 @@ def _check_given(options: FinetuneOptions) -> None:
     """Raises ValueError when the stage has nothing to learn from, or cannot use what is given."""
     if options.few_shot and options.stage != "plan":
         raise ValueError("--few_shot is for stage plan")
+    check_min_score(options.min_score)
     if options.n_halts < 0:
         raise ValueError(f"--halts must be 0 or more, got {options.n_halts}")
     if options.mix and options.stage != "plan":
         raise ValueError("--mix is for stage plan")
-    if options.stage == "align" and options.records:
-        raise ValueError("stage align learns from recorded episodes, not from --records")
     given = options.dataset or options.look_at or options.records
     if options.stage != "words" and not given:
-        more = "" if options.stage == "align" else ", or records: --records"
         raise ValueError(
-            f"stage {options.stage} needs recorded episodes: give --dataset or --look_at{more}"
+            f"stage {options.stage} needs recorded episodes: give --dataset or --look_at, or "
+            "records: --records"
         )
 
 
 def align(planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...] = ()) -> int:
-    """Stage 1: Embodied-former and policy."""
+    """Stage 1: Embodied-former, with the policy of episodes and the language mapping of records.
+
+    Raises:
+        ValueError: what is left out leaves nothing.
+    """
     act_on = without(load_datasets(planner, options.dataset, options.features_dir), left_out)
     extra = without(load_datasets(planner, options.look_at, options.features_dir), left_out)
+    records = chosen_records(planner, options, left_out)
+    if not (act_on or extra or records):
+        raise ValueError("--leave_out leaves no episode and no record to learn from")
     agent = agent_settings(act_on) if act_on else {}
     policy = _fresh_policy(planner, act_on, options.horizon) if act_on else None
-    module = Alignment(planner.former, policy, planner.embed_texts, len(planner.config.cameras))
+    module, sampler = _to_align(planner, options, (act_on, extra, records), policy, left_out)
     print_trained(module)
-    sampler = AlignmentSampler(
-        act_on,
-        with_halts([*act_on, *extra], options.n_halts, options.seed),
-        language.Phrases(left_out),
-        options.horizon,
-        sizes=scaled(_ACTING if act_on else _LOOKING, options.batch_size),
-        seed=options.seed,
-    )
     figures = run_training("finetune", module, sampler, options)
     if not Processes.here().is_main:
         return 0
     notes: dict[str, Any] = {
-        "trained_on": [options.dataset, options.look_at],
+        **trained_on(options, (options.model, options.adapter_from)),
         "scenes": scene_families([*act_on, *extra]),
         LEFT_OUT: list(left_out),
         "figures": figures,
     }
     looked_at = [(episode.meta.env_id, episode.meta.seed) for episode in (*act_on, *extra)]
+    looked_at += layouts_of(records)
     notes |= looked_at_notes(looked_at, (options.model, options.adapter_from))
     planner.save(options.output_dir / "planner", **notes)
     if policy is not None:
         notes |= seen_notes(episode.meta for episode in act_on)
         save_policy(options.output_dir / "policy", policy, None, agent=agent, **notes)
     return 0
+
+
+def _to_align(
+    planner: Planner,
+    options: FinetuneOptions,
+    given: tuple[list[Recorded], list[Recorded], list[SeenRecord]],
+    policy: Any,
+    left_out: tuple[str, ...],
+) -> tuple[torch.nn.Module, Callable[[int], Any]]:
+    """What stage align trains, and its batches.
+
+    Args:
+        given: episodes to imitate, more to look at, and records.
+    """
+    from embodied.cli import align_records
+
+    act_on, extra, records = given
+    shares = align_shares(bool(act_on), bool(act_on or extra), shown_by(records))
+    sizes = shares.scaled(options.batch_size)
+    turns = AlignmentTurns(records, sizes.records, seed=options.seed)
+    if not (act_on or extra):
+        speech = align_records.speech_of_the_former(planner, options.gradient_checkpointing)
+        return speech, turns
+    module = Alignment(planner.former, policy, planner.embed_texts, len(planner.config.cameras))
+    sampler = AlignmentSampler(
+        act_on,
+        with_halts([*act_on, *extra], options.n_halts, options.seed),
+        language.Phrases(left_out),
+        options.horizon,
+        sizes=sizes.scenes,
+        seed=options.seed,
+    )
+    if not records:
+        return module, sampler
+    speech = align_records.speech_of_the_former(planner, options.gradient_checkpointing)
+    return align_records.Both(module, speech), align_records.of_both(sampler, turns)
 
 
 def _fresh_policy(planner: Planner, episodes: Sequence[Recorded], horizon: int) -> Any:

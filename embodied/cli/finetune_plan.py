@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from embodied.cli.splits import LEFT_OUT, left_out_of, of_splits, records_without, without
+from embodied.cli.records import chosen_records, layouts_of
+from embodied.cli.shares import plan_shares, words_shares
+from embodied.cli.splits import LEFT_OUT, left_out_of, without
+from embodied.cli.stages import trained_on
 from embodied.cli.training import run_training
 from embodied.cli.unseen import looked_at_notes
 from embodied.egocot.conversations import ConversationSampler, Turns
@@ -18,23 +19,17 @@ from embodied.egocot.dataset import Phrasebook, Recorded
 from embodied.egocot.demos import choose_demos
 from embodied.egocot.halting import with_halts
 from embodied.egocot.own_words import OwnWords
-from embodied.egocot.quarantine import Quarantine
-from embodied.egocot.record_conversations import RecordSampler
-from embodied.egocot.record_features import SeenRecord, load_records, see_records
+from embodied.egocot.record_conversations import RecordSampler, said_of
+from embodied.egocot.record_features import SeenRecord
 from embodied.model import llm as llm_parts
 from embodied.model.alignment import text_states
 from embodied.model.planner import Planner
 from embodied.processes import Processes
-from embodied.sharing import Fractions, on_device, scaled
+from embodied.sharing import Fractions, on_device
 from sims import language
 
 if TYPE_CHECKING:
     from embodied.cli.finetune import FinetuneOptions
-
-_WORDS_ONLY = (16, 0, 0, 0)
-_ALL = (18, 7, 10, 13)
-_OF_RECORDS = (6, 4, 6)
-_N_ANSWERS = 12
 
 
 class Speech(nn.Module):
@@ -121,10 +116,10 @@ def finetune_plan(
     figures: dict[str, Any] = run_training("finetune", module, sampler, options)
     if not Processes.here().is_main:
         return 0
-    notes: dict[str, Any] = {"trained_on": [options.dataset, options.look_at], "figures": figures}
-    notes |= {"records": options.records, "few_shot": options.few_shot, LEFT_OUT: list(left_out)}
+    notes = trained_on(options, (options.model, options.adapter_from))
+    notes |= {"few_shot": options.few_shot, LEFT_OUT: list(left_out), "figures": figures}
     notes |= looked_at_notes(
-        [*((e.meta.env_id, e.meta.seed) for e in episodes), *_layouts_of(records)],
+        [*((e.meta.env_id, e.meta.seed) for e in episodes), *layouts_of(records)],
         (options.model, options.adapter_from),
         (e.meta.layout_sha for e in episodes if options.few_shot),
     )
@@ -143,16 +138,6 @@ def _episodes(
     return choose_demos(episodes, options.few_shot) if options.few_shot else episodes
 
 
-def _layouts_of(records: Sequence[SeenRecord]) -> list[tuple[str, int]]:
-    """Environment id and seed of the records that were made of rollouts.
-
-    Their provenance names the episode `simulator/task/seed/…`.
-    """
-    sources = [seen.record.provenance for seen in records]
-    parts = [source.episode.split("/") for source in sources if source.method == "simulator"]
-    return [("/".join(of[:2]), int(of[2])) for of in parts if len(of) > 2 and of[2].isdecimal()]
-
-
 def _sampler(
     episodes: list[Recorded],
     records: list[SeenRecord],
@@ -161,39 +146,18 @@ def _sampler(
 ) -> Callable[[int], list[Turns]]:
     """Turns of our scenes, and of the user's records where there are any."""
     words_only = options.stage == "words"
-    scenes_share = _mixed(options.mix, _ALL) if episodes else _WORDS_ONLY
-    record_share = (0, 0, _N_ANSWERS) if words_only else _OF_RECORDS
+    kinds = said_of(records)
+    shares = words_shares(kinds) if words_only else plan_shares(options.mix, bool(episodes), kinds)
+    sizes = shares.scaled(options.batch_size)
     phrases: Phrasebook = language.Phrases(left_out)
     if options.few_shot:
         phrases = _own_words(episodes, options)
     episodes = with_halts(episodes, options.n_halts, options.seed)
-    sizes = scaled(scenes_share, options.batch_size)
     samplers: list[Callable[[int], list[Turns]]] = [
-        ConversationSampler(episodes, phrases, sizes, seed=options.seed)
+        ConversationSampler(episodes, phrases, sizes.scenes, seed=options.seed),
+        RecordSampler(records, sizes.records, seed=options.seed),
     ]
-    if records:
-        of_records = scaled(record_share, options.batch_size)
-        samplers.append(RecordSampler(records, of_records, seed=options.seed))
     return lambda step: [turns for sampler in samplers for turns in sampler(step)]
-
-
-def _mixed(mix: str, usual: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """The numbers of tasks, plans, verdicts and answers that `mix` asks for, or the usual ones.
-
-    Raises:
-        ValueError: they are not four numbers from 0 on, of which one is more.
-    """
-    if not mix:
-        return usual
-    numbers = [part.strip() for part in mix.split(",")]
-    if (
-        len(numbers) != len(usual)
-        or not all(n.isdecimal() for n in numbers)
-        or set(numbers) == {"0"}
-    ):
-        raise ValueError(f"mix must be four numbers like 18,7,10,13, got {mix!r}")
-    tasks, plans, verdicts, answers = map(int, numbers)
-    return tasks, plans, verdicts, answers
 
 
 def _own_words(episodes: list[Recorded], options: FinetuneOptions) -> OwnWords:
@@ -201,25 +165,3 @@ def _own_words(episodes: list[Recorded], options: FinetuneOptions) -> OwnWords:
     own = {task for episode in episodes for task in episode.tasks}
     unknown = () if options.model is None else left_out_of(options.model)
     return OwnWords(episodes, language.Phrases(tuple(own.union(unknown))))
-
-
-def chosen_records(
-    planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...]
-) -> list[SeenRecord]:
-    """The good records of the wanted splits, with what their clips show.
-
-    Bad ones go to quarantine.jsonl in the output directory; how many for which reason to stderr.
-
-    Raises:
-        ValueError: a folder has none of these splits.
-    """
-    found: list[SeenRecord] = []
-    for i, name in enumerate(filter(None, options.records.split(","))):
-        folder, path = Path(name), options.output_dir / f"quarantine_{i}.jsonl"
-        with Processes.here().main_first(), Quarantine(path) as quarantine:
-            records = load_records(folder, quarantine)
-            print(f"{folder}: {quarantine.counts}", file=sys.stderr)
-            wanted = of_splits(folder, records, options.records_split)
-            kept = records_without(wanted, left_out)
-            found += see_records(planner, folder, kept, options.features_dir)
-    return found

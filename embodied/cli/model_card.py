@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from embodied import weights
+from embodied.cli.stages import in_words
 from embodied.config import ModelConfig
 
 _TEXT = """
@@ -81,7 +82,7 @@ def model_card(config: ModelConfig, notes: Mapping[str, Any], tensors: Mapping[s
         n_adapter=n_adapter,
         stored=config.dtype if config.quantize == "none" else config.quantize,
         cameras=", ".join(config.cameras),
-        trained_on=", ".join(filter(None, notes.get("trained_on", []))) or "not recorded",
+        trained_on=in_words(notes),
         figures=", ".join(f"{k} {v}" for k, v in figures.items()) or "not recorded",
         peft={"lora": _ONE, "prefix": _ONE, "both": _TWO}.get(config.adapter.kind, "").format(
             base=base

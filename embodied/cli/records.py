@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -80,3 +81,13 @@ def _of_folder(
     if quarantine.counts.n_bad > n_bad:
         print(f"{folder}, its clips read: {quarantine.counts}", file=sys.stderr)
     return seen
+
+
+def layouts_of(records: Sequence[SeenRecord]) -> list[tuple[str, int]]:
+    """Environment id and seed of the records that were made of rollouts.
+
+    Their provenance names the episode `simulator/task/seed/…`.
+    """
+    sources = [seen.record.provenance for seen in records]
+    parts = [source.episode.split("/") for source in sources if source.method == "simulator"]
+    return [("/".join(of[:2]), int(of[2])) for of in parts if len(of) > 2 and of[2].isdecimal()]

@@ -7,9 +7,9 @@ from the words alone; the others come with vision tokens of recorded episodes.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -87,7 +87,8 @@ def _mistyped(rng: np.random.Generator, sentence: str) -> str:
     return sentence[:i] + slip + sentence[i + 2 :]
 
 
-Kind = Literal["task", "plan", "verdict", "answer"]
+Kind = Literal["task", "plan", "verdict", "answer", "caption", "place"]
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,19 @@ class Turns:
     answers: list[str]
     vision: Tensor | None = None
     texts: list[str] | None = None
+
+
+def of_like_length(
+    rng: np.random.Generator,
+    draw: Callable[[np.random.Generator], _Row],
+    size: int,
+    length: Callable[[_Row], int],
+) -> list[_Row]:
+    """`size` of what `draw` gives, so that little of the batch is padding; each is as likely."""
+    drawn = [draw(rng) for _ in range(_POOL * size)]
+    drawn.sort(key=length)
+    first = int(rng.integers(_POOL)) * size
+    return drawn[first : first + size]
 
 
 class ConversationSampler:
@@ -131,11 +145,7 @@ class ConversationSampler:
         return [draw(rng, n) for draw, n in zip(draws, self._sizes, strict=True) if n]
 
     def _tasks(self, rng: np.random.Generator, size: int) -> Turns:
-        """Requests of like length, so that little of the batch is padding."""
-        drawn = [self._request(rng) for _ in range(_POOL * size)]
-        drawn.sort(key=lambda row: len(row[0].encode()))
-        first = int(rng.integers(_POOL)) * size
-        rows = drawn[first : first + size]
+        rows = of_like_length(rng, self._request, size, lambda row: len(row[0].encode()))
         prompts = [chat(ROUTE_PROMPT.format(instruction=said)) for said, _ in rows]
         return Turns("task", prompts, [answer for _, answer in rows])
 

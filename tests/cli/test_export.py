@@ -191,6 +191,10 @@ def test_hub_layout_is_a_planner_with_a_card(
     assert len(counted) == 2 and sum(counted) == n_trained
 
 
+_GIVEN = {"dataset": "data/a", "look_at": "data/b", "records": "my_videos"}
+_OLD_NOTES = {"trained_on": ["", "data/old"], "records": "my_videos"}
+
+
 def test_the_card_of_the_small_planner_names_its_base() -> None:
     from embodied.cli.model_card import model_card
 
@@ -198,6 +202,10 @@ def test_the_card_of_the_small_planner_names_its_base() -> None:
     data = huggingface_hub.ModelCard(text).data
     assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert data.license == "apache-2.0" and "not recorded" in text
+    notes = {"trained_on": ["data/old", "", {"stage": "words"}, {"stage": "plan", **_GIVEN}]}
+    told = "| data/old; words: requests in words; plan: data/a, data/b, my_videos (records) |"
+    assert told in model_card(preset("small"), notes, {})
+    assert "| data/old; my_videos |" in model_card(preset("small"), _OLD_NOTES, {})
     other = replace(preset("small"), llm="someone/something")
     assert huggingface_hub.ModelCard(model_card(other, {}, {})).data.license == "other"
 

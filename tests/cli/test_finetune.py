@@ -22,6 +22,7 @@ from embodied.cli.assemble import load_agent, load_policy
 from embodied.cli.finetune import FinetuneOptions, agent_settings, finetune
 from embodied.cli.finetune_plan import Speech
 from embodied.cli.main import main
+from embodied.cli.shares import align_shares, plan_shares, words_shares
 from embodied.egocot.conversations import ConversationSampler, Turns
 from embodied.egocot.dataset import Recorded
 from embodied.egocot.former_batches import AlignmentSampler
@@ -137,7 +138,8 @@ def test_the_loss_is_finite_and_kept_with_what_was_trained(
     figures = config["figures"]
     assert set(figures) == {"loss", "lr", *FIGURES[stage]}
     assert all(math.isfinite(value) for value in figures.values())
-    assert config["trained_on"] == ["" if stage == "words" else str(recorded_set), ""]
+    given = {} if stage == "words" else {"dataset": str(recorded_set)}
+    assert config["trained_on"] == [{"stage": stage, **given}]
 
 
 def test_few_shot_learns_what_the_demonstrations_are_called_and_no_more(
@@ -208,10 +210,67 @@ def test_a_mix_says_what_a_batch_is_of(run: Run, monkeypatch: pytest.MonkeyPatch
         run("words", mix="1,0,1,6")
 
 
+def test_earlier_stages_are_remembered(
+    run: Run, tiny_planner: Path, recorded_set: Path, tmp_path: Path
+) -> None:
+    """Those of the planner to start from, then those of the one whose adapter is taken."""
+    old = tmp_path / "old"  # kept names without stages, and records apart
+    Planner.load(tiny_planner).save(old, trained_on=["data/old", ""], records="my_videos")
+    words = run("words", steps=1) / "planner"
+    folder = run("plan", steps=1, model=old, adapter_from=words)
+    stages = checkpoint.load(folder / "planner")[1]["trained_on"]
+    plan = {"stage": "plan", "dataset": str(recorded_set)}
+    assert stages == ["data/old", "my_videos", {"stage": "words"}, plan]
+    again = run("plan", steps=1, model=folder / "planner", adapter_from=words)
+    assert checkpoint.load(again / "planner")[1]["trained_on"] == [*stages, plan]
+
+
 @pytest.mark.parametrize("mix", ["1,2,3", "1,2,3,four", "1,2,3,-4", "0,0,0,0", "1,2,3,4,5"])
 def test_a_mix_is_four_numbers(run: Run, mix: str) -> None:
-    with pytest.raises(ValueError, match="mix must be four numbers like 18,7,10,13"):
+    with pytest.raises(ValueError, match="mix must be four numbers like 18,7,10,13, got"):
         run("plan", mix=mix, steps=1)
+
+
+NONE, ALL = (False, False, False), (True, True, True)
+
+
+def test_a_batch_without_records_is_what_it_has_always_been() -> None:
+    assert plan_shares("", True, NONE).scaled(0) == ((18, 7, 10, 13), (0, 0, 0))
+    assert plan_shares("", True, NONE).scaled(24) == ((9, 4, 5, 6), (0, 0, 0))
+    assert plan_shares("1,0,1,6", True, NONE).scaled(0) == ((1, 0, 1, 6), (0, 0, 0))
+    assert words_shares(NONE).scaled(0) == ((16, 0, 0, 0), (0, 0, 0))
+    assert align_shares(True, True, NONE).scaled(0) == ((48, 12, 16, 0), (0, 0, 0))
+    assert align_shares(False, True, NONE).scaled(0) == ((0, 20, 28, 40), (0, 0, 0))
+
+
+def test_with_records_all_uses_together_make_the_batch() -> None:
+    shares = [
+        plan_shares("", True, ALL),
+        plan_shares("", False, (True, False, True)),
+        plan_shares("2,7,1,9", False, ALL),
+        words_shares(ALL),
+        align_shares(True, True, ALL),
+        align_shares(False, False, (True, False, False)),
+    ]
+    for share in shares:
+        for total in (8, 31, 64):
+            assert sum(map(sum, share.scaled(total))) == total
+    assert plan_shares("", False, (True, False, True)) == ((16, 0, 0, 0), (6, 0, 6))
+    assert words_shares(ALL) == ((16, 0, 0, 0), (0, 0, 12))
+    assert align_shares(False, False, (True, True, False)) == ((0, 0, 0, 0), (8, 8, 0))
+
+
+def test_a_mix_is_of_records_where_there_are_no_episodes() -> None:
+    assert plan_shares("0,6,4,8", False, ALL) == ((0, 0, 0, 0), (6, 4, 8))
+    assert plan_shares("3,6,4,8", False, (True, False, True)) == ((3, 0, 0, 0), (6, 0, 8))
+    assert plan_shares("3,6,4,8", True, ALL) == ((3, 6, 4, 8), (6, 4, 6))
+    assert plan_shares("3,6,4,8,1,0,2", True, ALL) == ((3, 6, 4, 8), (1, 0, 2))
+    with pytest.raises(ValueError, match="mix must be four numbers like 18,7,10,13, got '1,2,3,4,"):
+        plan_shares("1,2,3,4,5,6,7", False, ALL)
+    with pytest.raises(ValueError, match="13, or seven like 18,7,10,13,6,4,6, got '1,2,3'"):
+        plan_shares("1,2,3", True, ALL)
+    with pytest.raises(ValueError, match="--mix 0,0,5,0 leaves nothing to learn: no record has"):
+        plan_shares("0,0,5,0", False, (True, False, True))
 
 
 def test_the_saved_planner_is_the_trained_one(straight: tuple[str, Path, Planner]) -> None:

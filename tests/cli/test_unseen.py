@@ -13,8 +13,8 @@ import pytest
 
 from embodied.checkpoint import load
 from embodied.cli.finetune import FinetuneOptions, finetune
-from embodied.cli.finetune_plan import _layouts_of
 from embodied.cli.main import main
+from embodied.cli.records import layouts_of
 from embodied.cli.train_policy import TrainPolicyOptions, train_policy
 from embodied.cli.unseen import TrainLayouts, looked_at_notes
 from embodied.egocot.records import read_records
@@ -76,7 +76,7 @@ def test_a_planner_has_seen_what_its_starts_had_seen(tmp_path: Path) -> None:
 def test_records_tell_their_layouts() -> None:
     records = list(read_records(ROOT / "data" / "egocot" / "sample" / "records.jsonl"))
     seen = [SimpleNamespace(record=record) for record in records]
-    layouts = _layouts_of(seen)  # type: ignore[arg-type]
+    layouts = layouts_of(seen)  # type: ignore[arg-type]
     assert len(layouts) == len(records) > 0
     for record, (env_id, seed) in zip(records, layouts, strict=True):
         assert f"/{env_id}/{seed}/" in record.id

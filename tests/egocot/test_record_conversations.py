@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,17 @@ import pytest
 import torch
 
 from embodied.config import preset
+from embodied.egocot import record_features
 from embodied.egocot.clips import read_clip
-from embodied.egocot.record_conversations import RecordSampler, asked_of, plan_answer, steps_of
+from embodied.egocot.record_conversations import (
+    AlignmentTurns,
+    RecordSampler,
+    asked_of,
+    plan_answer,
+    steps_of,
+)
 from embodied.egocot.record_features import SeenRecord, load_records, see_records
-from embodied.egocot.records import Record
+from embodied.egocot.records import Answer, Record
 from embodied.model.llm import chat
 from embodied.model.planner import JUDGE_PROMPT, Planner, plan_prompt, question_prompt
 from embodied.types import STATUSES
@@ -101,6 +109,56 @@ def test_every_verdict_is_as_frequent_and_captions_are_asked_for(seen: list[Seen
     assert 0.1 < captions / 800 < 0.4
 
 
+def test_a_batch_is_of_like_length_and_every_record_is_as_likely(seen: list[SeenRecord]) -> None:
+    """Against batches of the same rows, put together at random."""
+    sampler, rng = RecordSampler(seen, (8, 0, 0)), np.random.default_rng(0)
+    lengths, counts = [], Counter[int]()
+    for step in range(200):
+        (plan,) = sampler(step)
+        lengths.append([len(p + a) for p, a in zip(plan.prompts, plan.answers, strict=True)])
+        assert plan.vision is not None
+        counts.update(plan.vision[:, 0, 0, 0, 0].int().tolist())
+    padded = np.array(lengths)
+    mixed = rng.permutation(padded.ravel()).reshape(padded.shape)
+    waste = [np.sum(x.max(1, keepdims=True) - x) for x in (padded, mixed)]
+    assert waste[0] < 0.6 * waste[1]
+    expected = 8 * 200 / len(seen)
+    assert len(counts) == len(seen) and max(counts.values()) < 2 * expected
+
+
+def test_what_aligns_belongs_together(seen: list[SeenRecord]) -> None:
+    sampler = AlignmentTurns(seen, (3, 4, 5), seed=1)
+    for step in range(40):
+        batch = sampler(step)
+        assert [t.kind for t in batch] == ["caption", "place", "answer"]
+        assert [len(t.prompts) for t in batch] == [3, 4, 5]
+        for turns in batch:
+            assert turns.vision is not None and turns.texts is not None
+            rows = zip(turns.vision, turns.prompts, turns.answers, turns.texts, strict=True)
+            for tokens, prompt, said, text in rows:
+                record = seen[int(tokens[0, 0, 0, 0])].record
+                asked = text.removeprefix("answer: ")
+                assert prompt == question_prompt(asked)
+                if turns.kind == "caption":
+                    assert said == record.caption
+                elif turns.kind == "answer":
+                    assert Answer(asked, said) in record.questions
+                else:
+                    (place,) = (
+                        p for p in record.thought if asked == f"Where is the {p.object} at first?"
+                    )
+                    assert said == f"at ({int(224 * place.x)}, {int(224 * place.y)})"
+    assert sampler(3)[0].prompts == AlignmentTurns(seen, (3, 4, 5), seed=1)(3)[0].prompts
+
+
+def test_what_no_record_has_is_not_asked_for(seen: list[SeenRecord]) -> None:
+    plain = [
+        SeenRecord(dataclasses.replace(s.record, thought=(), questions=()), s.tokens) for s in seen
+    ]
+    assert [t.kind for t in AlignmentTurns(plain, (2, 2, 2))(0)] == ["caption"]
+    assert AlignmentTurns([], (2, 2, 2))(0) == []
+
+
 def test_records_without_verdicts_give_none(seen: list[SeenRecord]) -> None:
     plain = [s for s in seen if s.record.verdict is None]
     assert [t.kind for t in RecordSampler(plain, (2, 2, 2))(0)] == ["plan", "answer"]
@@ -124,6 +182,33 @@ def test_tokens_are_those_of_the_clip(
     monkeypatch.setattr(planner, "see", None)  # what was computed is not computed again
     again = see_records(planner, SAMPLE, some, tmp_path)
     assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(found, again, strict=True))
+
+
+def test_what_a_stopped_run_has_seen_is_not_seen_again(
+    planner: Planner, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = records[:5]
+    whole = see_records(planner, SAMPLE, some, tmp_path / "whole")
+    see, looked = planner.see, []
+
+    def stop_at(n: int) -> Callable[[np.ndarray], torch.Tensor]:
+        def stopping(frames: np.ndarray) -> torch.Tensor:
+            if len(looked) == n:
+                raise KeyboardInterrupt
+            looked.append(frames)
+            return see(frames)
+
+        return stopping
+
+    monkeypatch.setattr(record_features, "_BLOCK", 2)
+    monkeypatch.setattr(planner, "see", stop_at(3))
+    with pytest.raises(KeyboardInterrupt):
+        see_records(planner, SAMPLE, some, tmp_path / "parts")
+    monkeypatch.setattr(planner, "see", stop_at(-1))
+    found = see_records(planner, SAMPLE, some, tmp_path / "parts")
+    n_clips = len({(r.clip, r.first_frame, r.last_frame) for r in some})
+    assert len(looked) == 3 + n_clips - 2 > 3  # two were kept, the third was not yet
+    assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(found, whole, strict=True))
 
 
 def test_other_vision_is_other_tokens(
