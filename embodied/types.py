@@ -144,7 +144,10 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Plan:
-    """A grounded thought and 1–16 sub-goals; or, when refused, the reason and no sub-goals."""
+    """A grounded thought and 1–16 sub-goals; or, when refused, the reason and no sub-goals.
+
+    The thought is empty where the planner was trained without one.
+    """
 
     instruction: str
     thought: str
@@ -164,7 +167,7 @@ class Plan:
     @property
     def text(self) -> str:
         steps = "\n".join(f"{i}. {s.text}" for i, s in enumerate(self.subgoals, 1))
-        return f"{self.thought}\n{steps}"
+        return "\n".join(filter(None, [self.thought, steps]))
 
 
 @dataclass(frozen=True)

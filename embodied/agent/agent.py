@@ -183,7 +183,7 @@ class Agent:
             for i, s in enumerate(plan.subgoals)
         ]
         told = [f"{v['subgoal']}: {v['status']} ({v['reason']})" for v in self._verdicts[-3:]]
-        return [self._instruction, plan.thought, *steps, *told]
+        return [self._instruction, *filter(None, [plan.thought]), *steps, *told]
 
     # ------------------------------------------------------------------------------- planning
 

@@ -186,6 +186,5 @@ def _in_words(fields: dict[str, Any]) -> str:
     if fields["refused"] is not None:
         return f"{fields['instruction']}\n  refused: {fields['refused']}"
     steps = [f"  {i}. {step['text']}" for i, step in enumerate(fields["steps"], 1)]
-    return "\n".join(
-        [fields["instruction"], f"  {fields['env']}", f"  {fields['thought']}", *steps]
-    )
+    thought = [f"  {fields['thought']}"] if fields["thought"] else []
+    return "\n".join([fields["instruction"], f"  {fields['env']}", *thought, *steps])

@@ -123,14 +123,6 @@ def _in_words(fields: dict[str, Any]) -> str:
     verdicts = [f"  step {v['step']}: {v['subgoal']} {v['status']}" for v in fields["verdicts"]]
     met = [f"done already at the start: {', '.join(fields['met_at_start'])}"]
     shown = [f"video: {fields['video']} and .gif"] if fields["video"] else []
-    return "\n".join(
-        [
-            f"scene: {fields['env']}",
-            fields["thought"],
-            *steps,
-            *(met if fields["met_at_start"] else []),
-            *verdicts,
-            fields["result"],
-            *shown,
-        ]
-    )
+    thought = [fields["thought"]] if fields["thought"] else []
+    before = [f"scene: {fields['env']}", *thought, *steps, *(met if fields["met_at_start"] else [])]
+    return "\n".join([*before, *verdicts, fields["result"], *shown])

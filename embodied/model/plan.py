@@ -9,20 +9,28 @@ A plan in words:
 Positions are pixels of the first camera's picture, scaled to 224 × 224. The grammar offers the
 scene's own nouns and sub-goals and nothing else, so that a decoded plan parses and can be carried
 out; which of them, in what order, how many, and where things are is the model's to say.
+
+For ablations a thought may name things without their places, or there is none and the steps begin
+at once.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from embodied.types import MAX_SUBGOALS, STATUSES, Plan, Status, Subgoal, Verdict, Vocabulary
+
+ThoughtKind = Literal["grounded", "ungrounded", "none"]
+"""What a thought holds: things with their places, things alone, or there is no thought."""
 
 GRID = 224
 MAX_STEPS = 12
 """The most steps that are decoded in one go; tasks in a row are planned one by one."""
 GRIPPER = "gripper"
 REFUSE = "refuse"
+NOTHING = "nothing in view"
 
 _PLACE = re.compile(r"([a-z][a-z ]*?) at \((\d{1,3}), (\d{1,3})\)")
 _STEP = re.compile(r"^(\d{1,2})\. (.+)$")
@@ -50,13 +58,20 @@ def grounded_nouns(vocabulary: Vocabulary) -> tuple[str, ...]:
     return (*(n for n in vocabulary.nouns if n != GRIPPER), GRIPPER)
 
 
-def thought_text(places: Mapping[str, tuple[float, float]]) -> str:
+def thought_text(places: Mapping[str, tuple[float, float]], kind: ThoughtKind = "grounded") -> str:
     """Noun → (x, y) in 0..1 of the picture → the thought in words; out of view is left out."""
+    if kind == "none":
+        return ""
     parts = []
     for noun, (x, y) in places.items():
         if 0 <= x < 1 and 0 <= y < 1:
-            parts.append(f"{noun} at ({int(x * GRID)}, {int(y * GRID)})")
-    return f"Thought: {', '.join(parts) or 'nothing in view'}."
+            place = f" at ({int(x * GRID)}, {int(y * GRID)})" if kind == "grounded" else ""
+            parts.append(noun + place)
+    return _thought(parts)
+
+
+def _thought(parts: Iterable[str]) -> str:
+    return f"Thought: {', '.join(parts) or NOTHING}."
 
 
 def parse_thought(text: str) -> dict[str, tuple[float, float]]:
@@ -65,30 +80,44 @@ def parse_thought(text: str) -> dict[str, tuple[float, float]]:
     return {noun: (int(x) / GRID, int(y) / GRID) for noun, x, y in found}
 
 
+def join_thoughts(thoughts: Sequence[str], kind: ThoughtKind = "grounded") -> str:
+    """The thoughts of plans that follow each other as one; of two places the later one holds."""
+    if kind == "ungrounded":
+        said = [t.removeprefix("Thought: ").removesuffix(".") for t in thoughts]
+        return _thought(dict.fromkeys(n for t in said if t != NOTHING for n in t.split(", ")))
+    places = {noun: at for thought in thoughts for noun, at in parse_thought(thought).items()}
+    return thought_text(places, kind)
+
+
 def steps_text(subgoals: Sequence[Subgoal]) -> str:
     """The numbered steps, a line each."""
     return "\n".join(f"{i}. {s.text}" for i, s in enumerate(subgoals, 1))
 
 
-def parse_plan(text: str, instruction: str, vocabulary: Vocabulary) -> Plan:
+def parse_plan(
+    text: str, instruction: str, vocabulary: Vocabulary, kind: ThoughtKind = "grounded"
+) -> Plan:
     """Read a plan's text form.
 
     Raises:
         PlanError: naming the line and what is wrong with it.
     """
-    lines = text.strip().split("\n")
-    if not lines[0].startswith("Thought: "):
-        raise PlanError(f"line 1: expected 'Thought: …', got {lines[0]!r}")
-    subgoals = [_parse_step(line, i, vocabulary) for i, line in enumerate(lines[1:], 1)]
+    thought, lines = "", text.strip().split("\n")
+    if kind != "none":
+        thought, *lines = lines
+        if not thought.startswith("Thought: "):
+            raise PlanError(f"line 1: expected 'Thought: …', got {thought!r}")
+    n_before = int(kind != "none")
+    subgoals = [_parse_step(line, i, n_before, vocabulary) for i, line in enumerate(lines, 1)]
     if not 1 <= len(subgoals) <= MAX_SUBGOALS:
-        expected = f"expected 1 to {MAX_SUBGOALS} steps after the thought"
-        raise PlanError(f"{expected}, got {len(subgoals)}")
-    return Plan(instruction, lines[0], tuple(subgoals), vocabulary.tasks)
+        after = " after the thought" if n_before else ""
+        raise PlanError(f"expected 1 to {MAX_SUBGOALS} steps{after}, got {len(subgoals)}")
+    return Plan(instruction, thought, tuple(subgoals), vocabulary.tasks)
 
 
-def _parse_step(line: str, number: int, vocabulary: Vocabulary) -> Subgoal:
+def _parse_step(line: str, number: int, n_before: int, vocabulary: Vocabulary) -> Subgoal:
     match = _STEP.match(line)
-    where = f"line {number + 1}"
+    where = f"line {n_before + number}"
     if match is None or int(match.group(1)) != number:
         raise PlanError(f"{where}: expected '{number}. verb(noun)', got {line!r}")
     try:
@@ -105,31 +134,41 @@ def _quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
-def plan_grammar(vocabulary: Vocabulary, max_steps: int = MAX_STEPS) -> str:
+def plan_grammar(
+    vocabulary: Vocabulary, max_steps: int = MAX_STEPS, kind: ThoughtKind = "grounded"
+) -> str:
     """The plan language of one scene as a Lark grammar for llguidance.
 
     Steps are enumerated (no free numbers), and white space is fixed.
     """
-    nouns = grounded_nouns(vocabulary)
     actions = " | ".join(_quote(s.text) for s in vocabulary.subgoals)
     n_steps = min(max_steps, 2 * len(vocabulary.subgoals) + 1)
-    rules = [
-        'start: "Thought: " (from1 | "nothing in view") "." step1',
-        *_place_rules(nouns),
-        f"action: {actions}",
-        "NUM: /[0-9]{1,3}/",
-    ]
+    rules = [*_thought_rules(grounded_nouns(vocabulary), kind), f"action: {actions}"]
     for i in range(1, n_steps + 1):
         more = f" step{i + 1}?" if i < n_steps else ""
-        rules.append(f"step{i}: {_quote(f'{chr(10)}{i}. ')} action{more}")
+        new_line = "" if i == 1 and kind == "none" else "\n"
+        rules.append(f"step{i}: {_quote(f'{new_line}{i}. ')} action{more}")
     return "\n".join(rules)
 
 
-def _place_rules(nouns: Sequence[str]) -> list[str]:
-    """Places of the nouns in their order; what is out of view is left out."""
+def _thought_rules(nouns: Sequence[str], kind: ThoughtKind) -> list[str]:
+    match kind:
+        case "grounded":
+            numbers = ["NUM: /[0-9]{1,3}/"]
+        case "ungrounded":
+            numbers = []
+        case "none":
+            return ["start: step1"]
+    start = f'start: "Thought: " (from1 | {_quote(NOTHING)}) "." step1'
+    return [start, *_place_rules(nouns, kind), *numbers]
+
+
+def _place_rules(nouns: Sequence[str], kind: ThoughtKind) -> list[str]:
+    """The nouns, with places or without, in their order; what is out of view is left out."""
     rules = []
     for i, noun in enumerate(nouns, 1):
         place = f"{_quote(f'{noun} at (')} NUM {_quote(', ')} NUM {_quote(')')}"
+        place = place if kind == "grounded" else _quote(noun)
         more = f' (", " from{i + 1})? | from{i + 1}' if i < len(nouns) else ""
         rules.append(f"from{i}: {place}{more}")
     return rules

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embodied.model.decoding import DecodingError, GrammarDecoder, TokenTree
 from embodied.model.llm import chat
-from embodied.model.plan import parse_plan, plan_grammar
+from embodied.model.plan import ThoughtKind, parse_plan, plan_grammar
 from embodied.model.planner import Planner
 from sims import scenes
 
@@ -40,6 +40,18 @@ def test_a_model_that_knows_nothing_still_plans(decoder: GrammarDecoder, task: s
         decoded = decoder.decode(visual, PROMPT, plan_grammar(vocabulary))
         assert parse_plan(decoded.text, "", vocabulary).text == decoded.text
         assert -math.inf < decoded.mean_logprob < 0
+
+
+@pytest.mark.parametrize("kind", ["ungrounded", "none"])
+@pytest.mark.parametrize("task", TASKS)
+def test_it_plans_with_other_thoughts_and_with_none(
+    decoder: GrammarDecoder, task: str, kind: ThoughtKind
+) -> None:
+    vocabulary = CATALOGUE[f"metaworld/{task}-v3"]
+    decoded = decoder.decode(_visual(), PROMPT, plan_grammar(vocabulary, kind=kind))
+    plan = parse_plan(decoded.text, "", vocabulary, kind)
+    assert plan.text == decoded.text and bool(plan.thought) == (kind == "ungrounded")
+    assert "(" not in plan.thought
 
 
 def test_what_is_seen_changes_what_is_said(decoder: GrammarDecoder) -> None:

@@ -15,7 +15,9 @@ from embodied.model.plan import (
     MAX_STEPS,
     REASONS,
     PlanError,
+    ThoughtKind,
     grounded_nouns,
+    join_thoughts,
     likeliest_verdict,
     parse_plan,
     parse_thought,
@@ -40,10 +42,13 @@ DRAWER = CATALOGUE["metaworld/drawer-open-v3"]
 THOUGHT = "Thought: drawer handle at (104, 88), gripper at (70, 50)."
 
 
-def _plan_text(vocabulary: Vocabulary, seed: int = 0) -> str:
+KINDS = pytest.mark.parametrize("kind", ["grounded", "ungrounded", "none"])
+
+
+def _plan_text(vocabulary: Vocabulary, seed: int = 0, kind: ThoughtKind = "grounded") -> str:
     rng = np.random.default_rng(seed)
     places = {noun: tuple(rng.uniform(0, 1, 2)) for noun in grounded_nouns(vocabulary)}
-    return f"{thought_text(places)}\n{steps_text(vocabulary.subgoals)}"
+    return f"{thought_text(places, kind)}\n{steps_text(vocabulary.subgoals)}".lstrip("\n")
 
 
 # --- text and plan ---------------------------------------------------------------------------
@@ -81,6 +86,35 @@ def test_thought_leaves_out_what_is_out_of_view() -> None:
     assert thought_text(places) == "Thought: gripper at (0, 0)."
     assert thought_text({"nut": (2.0, 2.0)}) == "Thought: nothing in view."
     assert parse_thought("Thought: nothing in view.") == {}
+
+
+@KINDS
+@SCENES
+def test_text_round_trip_of_every_kind(env_id: str, kind: ThoughtKind) -> None:
+    vocabulary = CATALOGUE[env_id]
+    text = _plan_text(vocabulary, kind=kind)
+    plan = parse_plan(text, "do it", vocabulary, kind)
+    assert plan.text == text and plan.subgoals == vocabulary.subgoals
+    assert bool(plan.thought) == (kind != "none")
+    assert bool(parse_thought(plan.thought)) == (kind == "grounded")
+
+
+def test_a_thought_without_places_and_none_at_all() -> None:
+    places = {"nut": (1.0, 0.5), "peg": (0.5, 0.1), "gripper": (0.0, 0.0)}
+    assert thought_text(places, "ungrounded") == "Thought: peg, gripper."
+    assert thought_text({"nut": (2.0, 2.0)}, "ungrounded") == "Thought: nothing in view."
+    assert thought_text(places, "none") == ""
+
+
+def test_thoughts_of_plans_that_follow_each_other_become_one() -> None:
+    one, other = "Thought: nut at (1, 2), gripper at (3, 4).", "Thought: peg at (5, 6)."
+    again = "Thought: gripper at (7, 8)."
+    together = "Thought: nut at (1, 2), gripper at (7, 8), peg at (5, 6)."
+    assert join_thoughts([one, other, again]) == together
+    named = ["Thought: nut, gripper.", "Thought: nothing in view.", "Thought: peg, gripper."]
+    assert join_thoughts(named, "ungrounded") == "Thought: nut, gripper, peg."
+    assert join_thoughts(named[1:2], "ungrounded") == named[1]
+    assert join_thoughts(["", ""], "none") == ""
 
 
 def test_the_gripper_is_always_grounded_and_last() -> None:
@@ -124,6 +158,21 @@ def test_errors_name_the_line(text: str, message: str) -> None:
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1: expected '1. verb(noun)', got ''"),
+        (f"{THOUGHT}\n1. reach(drawer handle)", "line 1: expected '1. verb(noun)', got 'Thought"),
+        ("1. reach(drawer handle)\n2. fly(moon)", "line 2: the scene cannot fly(moon); it offers"),
+        (steps_text(DRAWER.subgoals[:1] * 13), "expected 1 to 12 steps, got 13"),
+    ],
+)
+def test_errors_name_the_line_where_there_is_no_thought(text: str, message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        parse_plan(text, "", DRAWER, "none")
+    assert message in str(caught.value)
+
+
 # --- the grammar -----------------------------------------------------------------------------
 
 
@@ -151,12 +200,15 @@ def _random_walk(words: LLTokenizer, grammar: str, seed: int) -> list[int]:
     return tokens
 
 
+@KINDS
 @SCENES
-def test_random_walks_are_plans(env_id: str, words: LLTokenizer, tokenizer: Any) -> None:
+def test_random_walks_are_plans(
+    env_id: str, kind: ThoughtKind, words: LLTokenizer, tokenizer: Any
+) -> None:
     vocabulary = CATALOGUE[env_id]
-    tokens = _random_walk(words, plan_grammar(vocabulary), seed=len(env_id))
+    tokens = _random_walk(words, plan_grammar(vocabulary, kind=kind), seed=len(env_id))
     text = tokenizer.decode(tokens, skip_special_tokens=True)
-    plan = parse_plan(text, "", vocabulary)
+    plan = parse_plan(text, "", vocabulary, kind)
     assert plan.text == text
     assert set(parse_thought(plan.thought)) <= set(grounded_nouns(vocabulary))
 
@@ -171,18 +223,24 @@ def test_random_walks_differ_in_length_and_order(words: LLTokenizer, tokenizer: 
     assert {plan.subgoals[0] for plan in plans} == set(DRAWER.subgoals)
 
 
+@KINDS
 @SCENES
 def test_what_is_taught_is_within_the_grammar(
-    env_id: str, words: LLTokenizer, tokenizer: Any
+    env_id: str, kind: ThoughtKind, words: LLTokenizer, tokenizer: Any
 ) -> None:
+    """And nothing else is, the other kinds of thought included."""
     vocabulary = CATALOGUE[env_id]
-    grammar = plan_grammar(vocabulary)
-    tokens = [*tokenizer(_plan_text(vocabulary)).input_ids, tokenizer.eos_token_id]
+    grammar = plan_grammar(vocabulary, kind=kind)
+    tokens = [*tokenizer(_plan_text(vocabulary, kind=kind)).input_ids, tokenizer.eos_token_id]
     assert _matcher(words, grammar).validate_tokens(tokens) == len(tokens)
     other = Subgoal("polish", ("moon",))
-    wrong = _plan_text(Vocabulary((vocabulary.tasks[0],), (*vocabulary.subgoals, other)))
-    tokens = tokenizer(wrong).input_ids
-    assert _matcher(words, grammar).validate_tokens(tokens) < len(tokens)
+    more = Vocabulary((vocabulary.tasks[0],), (*vocabulary.subgoals, other))
+    kinds: tuple[ThoughtKind, ...] = ("grounded", "ungrounded", "none")
+    wrong = [_plan_text(more, kind=kind)]
+    wrong += [_plan_text(vocabulary, kind=k) for k in kinds if k != kind]
+    for text in wrong:
+        tokens = tokenizer(text).input_ids
+        assert _matcher(words, grammar).validate_tokens(tokens) < len(tokens)
 
 
 @SCENES
