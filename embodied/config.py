@@ -9,8 +9,12 @@ from typing import Any, Literal
 from embodied import weights
 from embodied.model.former import FormerConfig
 from embodied.model.llm import AdapterConfig, AdapterKind, QuantizeKind
+from embodied.model.plan import ThoughtKind
 
 Preset = Literal["tiny", "small", "paper"]
+
+Sight = Literal["clip", "picture", "none"]
+"""What of a clip is shown: all of it, its newest picture for every frame, or black pictures."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class ModelConfig:
         n_frames: frames of the clips for plans and verdicts.
         clip_stride: control steps between a clip's frames.
         dtype: what the frozen towers compute in.
+        thought: what a plan begins with; other than grounded for ablations.
+        sight: what plans, verdicts and answers are made from; other than clip for ablations.
     """
 
     vision: str = "vit-small-dinov2"
@@ -42,6 +48,8 @@ class ModelConfig:
     n_frames: int = 8
     clip_stride: int = 2
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    thought: ThoughtKind = "grounded"
+    sight: Sight = "clip"
 
     @property
     def global_width(self) -> int:

@@ -134,7 +134,7 @@ def load_datasets(planner: Planner, names: str, features_dir: Path) -> list[Reco
         reader = DatasetReader(Path(name))
         with Processes.here().main_first():  # the others find what it has computed
             cache = FeatureCache.build(planner, reader, features_dir)
-        episodes += load_recorded(reader, cache)
+        episodes += load_recorded(reader, cache, still=planner.config.sight == "picture")
     return episodes
 
 
@@ -155,13 +155,19 @@ def agent_settings(episodes: Sequence[Recorded]) -> dict[str, Any]:
     return AGENTS[families[0]]
 
 
-def print_trained(module: torch.nn.Module) -> None:
-    """Say which parts are trained and which are frozen, with their numbers of weights."""
+def print_trained(planner: Planner, module: torch.nn.Module) -> None:
+    """Say of every part how many weights are trained and how many frozen.
+
+    Args:
+        planner: all of its parts are named.
+        module: what is trained. Of what is not in it nothing is.
+    """
     if not Processes.here().is_main:
         return
-    for name, child in module.named_children():
-        trained = sum(p.numel() for p in child.parameters() if p.requires_grad)
-        frozen = sum(p.numel() for p in child.parameters() if not p.requires_grad)
+    learning = {id(p) for p in module.parameters() if p.requires_grad}
+    for name, part in (dict(planner.named_children()) | dict(module.named_children())).items():
+        trained = sum(p.numel() for p in part.parameters() if id(p) in learning)
+        frozen = sum(p.numel() for p in part.parameters()) - trained
         print(f"{name:16s} trained {trained:>12,} frozen {frozen:>12,}", file=sys.stderr)
 
 
@@ -185,6 +191,10 @@ def finetune(options: FinetuneOptions) -> int:
     seed_all(options.seed)
     planner = planner_to_train(options)
     if options.stage == "align":
+        if planner.config.sight == "none":
+            raise ValueError(
+                "stage align learns to see, and this planner is blind: give --sight clip or picture"
+            )
         return align(planner, options, left_out)
     from embodied.cli.finetune_plan import finetune_plan
 
@@ -222,7 +232,7 @@ def align(planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...] 
     agent = agent_settings(act_on) if act_on else {}
     policy = _fresh_policy(planner, act_on, options.horizon) if act_on else None
     module, sampler = _to_align(planner, options, (act_on, extra, records), policy, left_out)
-    print_trained(module)
+    print_trained(planner, module)
     figures = run_training("finetune", module, sampler, options)
     if not Processes.here().is_main:
         return 0

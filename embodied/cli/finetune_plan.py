@@ -76,7 +76,7 @@ class Speech(nn.Module):
             with torch.set_grad_enabled(self._trains_former and torch.is_grad_enabled()):
                 planner.former.to(device)  # it may be no part of this module
                 text = text_states(planner.former, planner.embed_texts, turns.texts)
-                queries = planner.former(turns.vision, text)
+                queries = planner.former(planner.in_sight(turns.vision), text)
             visual = self.mapping(queries)
         with llm_parts.half_precision(self.llm):
             return llm_parts.answer_loss(self.llm, visual, tokens)
@@ -103,7 +103,7 @@ def finetune_plan(
     words_only = options.stage == "words"
     episodes = _episodes(planner, options, left_out)
     records = chosen_records(planner, options, left_out)
-    sampler = _sampler(episodes, records, options, left_out)
+    sampler = _sampler(planner, episodes, records, options, left_out)
     train_former = options.train_former and not words_only
     planner.former.requires_grad_(train_former)
     planner.mapping.requires_grad_(not words_only or bool(options.records))
@@ -112,7 +112,7 @@ def finetune_plan(
     if options.gradient_checkpointing:
         llm_parts.use_gradient_checkpointing(planner.llm)
     module = Speech(planner, train_former)
-    print_trained(module)
+    print_trained(planner, module)
     figures: dict[str, Any] = run_training("finetune", module, sampler, options)
     if not Processes.here().is_main:
         return 0
@@ -139,6 +139,7 @@ def _episodes(
 
 
 def _sampler(
+    planner: Planner,
     episodes: list[Recorded],
     records: list[SeenRecord],
     options: FinetuneOptions,
@@ -153,9 +154,10 @@ def _sampler(
     if options.few_shot:
         phrases = _own_words(episodes, options)
     episodes = with_halts(episodes, options.n_halts, options.seed)
+    told: dict[str, Any] = {"seed": options.seed, "thought": planner.config.thought}
     samplers: list[Callable[[int], list[Turns]]] = [
-        ConversationSampler(episodes, phrases, sizes.scenes, seed=options.seed),
-        RecordSampler(records, sizes.records, seed=options.seed),
+        ConversationSampler(episodes, phrases, sizes.scenes, **told),
+        RecordSampler(records, sizes.records, **told),
     ]
     return lambda step: [turns for sampler in samplers for turns in sampler(step)]
 

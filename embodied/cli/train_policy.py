@@ -314,7 +314,7 @@ def train_policy(options: TrainPolicyOptions) -> int:
     execute = options.execute or _EXECUTE.get(policy.kind, agent["execute"])
     black = _black(planner, len(cameras)) if fed.features == "blind" else None
     module = Imitation(former, policy, planner.embed_texts, len(cameras), black)
-    print_trained(module)
+    print_trained(planner, module)
     figures = run_training("train-policy", module, _sampler(options, demos, policy), options)
     if is_main:
         own = None if former is planner.former else former

@@ -30,7 +30,14 @@ from embodied.egocot.dataset import (
 from embodied.egocot.questions import TO_LEARN, draw_question
 from embodied.model.features import IMAGE_EVERY, n_images
 from embodied.model.llm import chat
-from embodied.model.plan import REASONS, REFUSE, grounded_nouns, steps_text, thought_text
+from embodied.model.plan import (
+    REASONS,
+    REFUSE,
+    ThoughtKind,
+    grounded_nouns,
+    steps_text,
+    thought_text,
+)
 from embodied.model.planner import (
     JUDGE_TEXT,
     QUESTION_TEXT,
@@ -125,6 +132,7 @@ class ConversationSampler:
         episodes: with cached features; may be empty when only words are asked for.
         phrases: what people say.
         sizes: how many of task, plan, verdict and answer a batch has.
+        thought: what plans begin with.
     """
 
     def __init__(
@@ -133,11 +141,12 @@ class ConversationSampler:
         phrases: Phrasebook,
         sizes: tuple[int, int, int, int],
         seed: int = 0,
+        thought: ThoughtKind = "grounded",
     ) -> None:
         self._by_task = group_by_task(episodes)
         self._serving = serving_subgoals(episodes)
         self._phrases = phrases
-        self._sizes, self._seed = sizes, seed
+        self._sizes, self._seed, self._thought = sizes, seed, thought
 
     def __call__(self, step: int) -> list[Turns]:
         rng = np.random.default_rng([self._seed, step])
@@ -165,7 +174,7 @@ class ConversationSampler:
             said = vary(rng, self._phrases.ask(rng, episode.tasks))
             told = self._experience(rng, episode, step)
             prompts.append(plan_prompt(said, told, () if _is_own_scene(episode) else tasks))
-            answers.append(_plan_answer(episode, step, vocabulary))
+            answers.append(_plan_answer(episode, step, vocabulary, self._thought))
             tokens.append(episode.picture(step)[:, None])
             texts.append(plan_text(said, vocabulary.nouns))
         return Turns("plan", prompts, answers, _stack(tokens), texts)
@@ -219,13 +228,14 @@ def _is_own_scene(episode: Recorded) -> bool:
     return episode.meta.env_id.partition("/")[2].startswith(f"{episode.meta.task}-")
 
 
-def _plan_answer(episode: Recorded, step: int, vocabulary: Vocabulary) -> str:
+def _plan_answer(episode: Recorded, step: int, vocabulary: Vocabulary, kind: ThoughtKind) -> str:
     places = {
         noun: (float(episode.places[noun][step, 0, 0]), float(episode.places[noun][step, 0, 1]))
         for noun in grounded_nouns(vocabulary)
         if noun in episode.places
     }
-    return thought_text(places) + "\n" + steps_text(vocabulary.subgoals)
+    told = [thought_text(places, kind), steps_text(vocabulary.subgoals)]
+    return "\n".join(filter(None, told))
 
 
 def _stack(tokens: Sequence[np.ndarray]) -> Tensor:

@@ -58,6 +58,7 @@ class Recorded:
         state: (T, S). action: (T, A). subgoal: (T,), index in the plan. done: (T,).
         places: noun → (T, cameras, 2), NaN where unknown.
         met_bits: (T,), bit i says whether sub-goal i of the plan holds; None where not recorded.
+        still: whether a clip is its newest picture, for every frame of it.
     """
 
     meta: EpisodeMeta
@@ -69,6 +70,7 @@ class Recorded:
     done: np.ndarray
     places: Mapping[str, np.ndarray]
     met_bits: np.ndarray | None = None
+    still: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -96,6 +98,8 @@ class Recorded:
 
     def clip(self, step: int) -> np.ndarray:
         """The cached tokens of the clip that ends at `step`: (cameras, tubelets, N, W)."""
+        if self.still:  # a tubelet of two equal pictures has the tokens of the picture
+            return self.picture(step)[:, None].repeat(N_TUBELETS, axis=1)
         return np.stack([self._tubelet(row) for row in self.span.tubelets(step)], axis=1)
 
     def _tubelet(self, row: int) -> np.ndarray:
@@ -107,12 +111,14 @@ def is_imitable(meta: EpisodeMeta) -> bool:
     return meta.success or "acted" in meta.info
 
 
-def load_recorded(reader: DatasetReader, cache: FeatureCache) -> list[Recorded]:
+def load_recorded(
+    reader: DatasetReader, cache: FeatureCache, *, still: bool = False
+) -> list[Recorded]:
     """Every episode of a data set, beside its cached features."""
-    return [_load_one(reader, cache, i) for i in range(len(reader))]
+    return [_load_one(reader, cache, i, still) for i in range(len(reader))]
 
 
-def _load_one(reader: DatasetReader, cache: FeatureCache, i: int) -> Recorded:
+def _load_one(reader: DatasetReader, cache: FeatureCache, i: int, still: bool) -> Recorded:
     columns = reader.arrays(i)
     pixels = [columns[f"observation.pixels.{camera}"] for camera in reader.cameras]
     stacked = np.stack(pixels, 1).reshape(len(pixels[0]), len(pixels), -1, 2)
@@ -127,6 +133,7 @@ def _load_one(reader: DatasetReader, cache: FeatureCache, i: int) -> Recorded:
         columns["subgoal.done"],
         {noun: p for noun, p in places.items() if np.isfinite(p).any()},
         columns.get("subgoal.met"),
+        still,
     )
 
 

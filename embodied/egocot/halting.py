@@ -62,6 +62,7 @@ def halt_at(episode: Recorded, step: int) -> Halted:
         episode.done[rows],
         {noun: places[rows] for noun, places in episode.places.items()},
         None if episode.met_bits is None else episode.met_bits[rows],
+        episode.still,
         halt=step,
     )
 

@@ -19,7 +19,7 @@ from embodied.egocot.record_features import SeenRecord
 from embodied.egocot.records import Answer, Record
 from embodied.egocot.wordings import CAPTION, PLAN_IN_WORDS
 from embodied.model.llm import chat
-from embodied.model.plan import steps_text, thought_text
+from embodied.model.plan import ThoughtKind, steps_text, thought_text
 from embodied.model.planner import (
     JUDGE_PROMPT,
     JUDGE_TEXT,
@@ -41,13 +41,13 @@ def steps_of(record: Record) -> list[str]:
     return [action.text for action in record.actions] or list(record.plan)
 
 
-def plan_answer(record: Record) -> str:
+def plan_answer(record: Record, kind: ThoughtKind = "grounded") -> str:
     """The plan as it stands in the record: its thought, where it has one, and numbered steps."""
-    thought = [thought_text(record.places)] if record.thought else []
+    thought = thought_text(record.places, kind) if record.thought else ""
     numbered = steps_text(record.actions) or "\n".join(
         f"{i}. {step}" for i, step in enumerate(record.plan, 1)
     )
-    return "\n".join([*thought, numbered])
+    return "\n".join(filter(None, [thought, numbered]))
 
 
 def judged(record: Record) -> str:
@@ -82,17 +82,22 @@ class RecordSampler:
     Args:
         records: with their tokens.
         sizes: how many of plan, verdict and answer a batch has; none of what no record has.
+        thought: what plans begin with.
     """
 
     def __init__(
-        self, records: Sequence[SeenRecord], sizes: tuple[int, int, int], seed: int = 0
+        self,
+        records: Sequence[SeenRecord],
+        sizes: tuple[int, int, int],
+        seed: int = 0,
+        thought: ThoughtKind = "grounded",
     ) -> None:
         self._planned = [r for r in records if steps_of(r.record)]
         judged_as = {s: [r for r in records if _status(r.record) == s] for s in STATUSES}
         self._judged = [group for group in judged_as.values() if group]
         self._all = list(records)
         self._sizes = [n if some else 0 for n, some in zip(sizes, said_of(records), strict=True)]
-        self._seed = seed
+        self._seed, self._thought = seed, thought
 
     def __call__(self, step: int) -> list[Turns]:
         rng = np.random.default_rng([self._seed, step, 1])
@@ -106,7 +111,8 @@ class RecordSampler:
     def _plan(self, rng: np.random.Generator) -> _Row:
         seen = _one(rng, self._planned)
         asked = seen.record.instruction
-        return seen, plan_prompt(asked), plan_answer(seen.record), plan_text(asked)
+        said = plan_answer(seen.record, self._thought)
+        return seen, plan_prompt(asked), said, plan_text(asked)
 
     def _verdict(self, rng: np.random.Generator) -> _Row:
         """Each status as often as the others."""
@@ -197,7 +203,8 @@ def verdict_prompt(about: str) -> str:
 
 def _turns(kind: Kind, rows: Sequence[_Row]) -> Turns:
     seen, prompts, answers, texts = zip(*rows, strict=True)
-    tokens = torch.from_numpy(np.stack([s.tokens for s in seen])).float()  # (B, 1, T', N, W)
+    shown = [s.plan_tokens if kind == "plan" else s.tokens for s in seen]
+    tokens = torch.from_numpy(np.stack(shown)).float()  # (B, 1, T', N, W)
     return Turns(kind, list(prompts), list(answers), tokens, list(texts))
 
 

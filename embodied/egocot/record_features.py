@@ -19,6 +19,7 @@ from embodied.egocot.readers.folder import read_folder
 from embodied.egocot.records import Record
 from embodied.model.features import finish, is_finished, vision_parts
 from embodied.model.planner import Planner
+from embodied.model.vision import TUBELET_FRAMES
 from embodied.video import replacing
 
 _BLOCK = 32
@@ -35,10 +36,17 @@ class SeenRecord:
 
     Args:
         tokens: (1, T', N, W) vision tokens of one camera, float16.
+        first: the same of its first picture alone, for the plan, where `tokens` are of its last.
     """
 
     record: Record
     tokens: np.ndarray
+    first: np.ndarray | None = None
+
+    @property
+    def plan_tokens(self) -> np.ndarray:
+        """What the plan is made from: a record's places are those of the clip's first picture."""
+        return self.tokens if self.first is None else self.first
 
 
 def load_records(
@@ -95,7 +103,17 @@ def see_records(
     tokens = np.load(cached / _TOKENS, mmap_mode="r")
     rows = {clip: row for row, clip in enumerate(clips) if clip not in bad}
     good = [record for record in records if _clip_of(record) in rows]
-    return [SeenRecord(record, tokens[rows[_clip_of(record)]]) for record in good]
+    found = [SeenRecord(record, tokens[rows[_clip_of(record)]]) for record in good]
+    if planner.config.sight != "picture":
+        return found
+    return [_still(one, planner.config.n_frames // TUBELET_FRAMES) for one in found]
+
+
+def _still(seen: SeenRecord, n_times: int) -> SeenRecord:
+    """From tokens of the first and the last picture (1, 2, N, W): each for every time."""
+    shape = (1, n_times, *seen.tokens.shape[2:])
+    first, last = seen.tokens[:, :1], seen.tokens[:, 1:]
+    return SeenRecord(seen.record, np.broadcast_to(last, shape), np.broadcast_to(first, shape))
 
 
 def _put_aside(record: Record, reason: str, quarantine: Quarantine | None) -> None:
@@ -113,6 +131,7 @@ def _key(planner: Planner, folder: Path, clips: Sequence[_Clip]) -> str:
     files = {clip: (folder / clip).stat() for clip, _, _ in clips}
     told = [(*clip, files[clip[0]].st_size, files[clip[0]].st_mtime_ns) for clip in clips]
     parts = ["records", *vision_parts(planner), planner.config.n_frames, told]
+    parts += ["pictures"] if planner.config.sight == "picture" else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -127,6 +146,8 @@ def _fill(planner: Planner, folder: Path, clips: Sequence[_Clip], cached: Path) 
         except (ValueError, OSError) as error:
             bad[clips[row]] = str(error)
             continue
+        if planner.config.sight == "picture":
+            frames = frames[[0, 0, -1, -1]]
         with torch.inference_mode():
             tokens[row] = planner.see(frames[None, None])[0].half().cpu().numpy()
         fresh.append(row)
@@ -150,7 +171,8 @@ def _opened(planner: Planner, n_clips: int, cached: Path) -> tuple[np.memmap, np
     config = planner.config
     if not (cached / _COMPUTED).is_file():
         cached.mkdir(parents=True, exist_ok=True)
-        one = (1, config.n_frames // 2, config.former.n_patches, config.former.vision_width)
+        n_times = 2 if config.sight == "picture" else config.n_frames // TUBELET_FRAMES
+        one = (1, n_times, config.former.n_patches, config.former.vision_width)
         np.lib.format.open_memmap(cached / _TOKENS, "w+", np.float16, (n_clips, *one))
         with replacing(cached / _COMPUTED) as partial:
             np.save(partial, np.zeros(n_clips, bool))

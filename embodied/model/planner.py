@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,10 @@ from embodied.model.former import EmbodiedFormer, TextState
 from embodied.model.plan import (
     GRIPPER,
     MAX_STEPS,
+    join_thoughts,
     likeliest_verdict,
     parse_plan,
-    parse_thought,
     plan_grammar,
-    thought_text,
     verdict_texts,
 )
 from embodied.model.routing import Route
@@ -115,6 +115,7 @@ class Planner(nn.Module):
         adapter_from: Path | None = None,
         quantize: llm_parts.QuantizeKind | None = None,
         device: torch.device | None = None,
+        fresh_adapter: llm_parts.AdapterConfig | None = None,
     ) -> Planner:
         """A planner that `save` wrote.
 
@@ -124,6 +125,7 @@ class Planner(nn.Module):
                 instead.
             quantize: how the frozen language model is stored; as it was when not given.
             device: where all of it goes; the CPU when not given.
+            fresh_adapter: one that is trained from its beginning, instead of the planner's own.
 
         Raises:
             CheckpointError: a folder is damaged, or the two do not fit together.
@@ -139,7 +141,12 @@ class Planner(nn.Module):
             config = replace(config, adapter=other.adapter)
             mine = {k: v for k, v in tensors.items() if not k.startswith(ADAPTER)}
             tensors = mine | {k: v for k, v in theirs.items() if k.startswith(ADAPTER)}
+        if fresh_adapter is not None:
+            config = replace(config, adapter=fresh_adapter)
         planner = cls.build(config, device)
+        if fresh_adapter is not None:
+            fresh = {k: v for k, v in planner.trained_tensors().items() if k.startswith(ADAPTER)}
+            tensors = {k: v for k, v in tensors.items() if not k.startswith(ADAPTER)} | fresh
         planner.load_trained(tensors)
         return planner.eval()
 
@@ -210,6 +217,23 @@ class Planner(nn.Module):
         tokens = self.vision.clips(pixels.unflatten(0, (batch * cameras, n_frames)))
         return tokens.unflatten(0, (batch, cameras))
 
+    def shown(self, clip: np.ndarray) -> np.ndarray:
+        """A clip (cameras, T, H, W, 3) as the planner is to see it: its newest picture, or all."""
+        if self.config.sight != "picture":
+            return clip
+        return clip[:, -1:].repeat(clip.shape[1], axis=1)
+
+    def in_sight(self, vision: Tensor) -> Tensor:
+        """Vision tokens (B, cameras, T', N, W), or those of black pictures when it is blind."""
+        if self.config.sight != "none":
+            return vision
+        return self._black.to(vision).expand_as(vision)
+
+    @cached_property
+    def _black(self) -> Tensor:
+        size = self.config.image_size
+        return self.see(np.zeros((1, 1, 1, size, size, 3), np.uint8))  # (1, 1, 1, N, W)
+
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts for the former → frozen word embeddings (B, L, W), and their mask (B, L).
@@ -227,7 +251,8 @@ class Planner(nn.Module):
     def visual_tokens(self, vision: Tensor, text: str) -> Tensor:
         """Vision tokens, on any device, and the words at hand → tokens for the language model
         (1, Q, W)."""
-        queries = self.former(vision.to(self.device).float(), self.text_state(text))
+        seen = self.in_sight(vision.to(self.device))
+        queries = self.former(seen.float(), self.text_state(text))
         return self.mapping(queries)
 
     # -------------------------------------------------------------------- what it is asked
@@ -251,7 +276,7 @@ class Planner(nn.Module):
         experience: str = "",
         tasks: Sequence[str] = (),
     ) -> Plan:
-        """Look at the scene and decode a grounded thought and sub-goals under its grammar.
+        """Look at the scene and decode a thought and sub-goals under its grammar.
 
         Args:
             experience: what was learnt from a failed attempt, in words.
@@ -290,9 +315,9 @@ class Planner(nn.Module):
         for task in tasks:
             most = max(share, len(vocabulary.narrowed([task]).subgoals))
             parts.append(self._plan_one(vision, instruction, vocabulary, experience, [task], most))
-        places = {noun: at for part in parts for noun, at in parse_thought(part.thought).items()}
+        thought = join_thoughts([part.thought for part in parts], self.config.thought)
         subgoals = tuple(subgoal for part in parts for subgoal in part.subgoals)
-        return Plan(instruction, thought_text(places), subgoals, tuple(tasks))
+        return Plan(instruction, thought, subgoals, tuple(tasks))
 
     def _plan_one(
         self,
@@ -306,8 +331,9 @@ class Planner(nn.Module):
         offered = vocabulary.narrowed(tasks) if tasks else vocabulary
         visual = self.visual_tokens(vision, plan_text(instruction, offered.nouns))
         prompt = plan_prompt(instruction, experience, tasks if len(vocabulary.tasks) > 1 else ())
-        decoded = self.decoder.decode(visual, prompt, plan_grammar(offered, max_steps))
-        return parse_plan(decoded.text, instruction, offered)
+        kind = self.config.thought
+        decoded = self.decoder.decode(visual, prompt, plan_grammar(offered, max_steps, kind))
+        return parse_plan(decoded.text, instruction, offered, kind)
 
     @torch.no_grad()
     def judge(self, clip: np.ndarray, subgoal: Subgoal, motion: str = "") -> Verdict:
@@ -317,7 +343,7 @@ class Planner(nn.Module):
             clip: uint8 (cameras, T, H, W, 3).
             motion: the robot's own, as `embodied.model.motion` says it; unknown when empty.
         """
-        return self.judge_tokens(self.see(clip[None]), subgoal, motion)
+        return self.judge_tokens(self.see(self.shown(clip)[None]), subgoal, motion)
 
     @torch.no_grad()
     def judge_tokens(self, vision: Tensor, subgoal: Subgoal, motion: str = "") -> Verdict:
@@ -333,7 +359,7 @@ class Planner(nn.Module):
 
         One camera is enough: a clip may come from anywhere.
         """
-        return self.answer_tokens(self.see(clip[None]), question)
+        return self.answer_tokens(self.see(self.shown(clip)[None]), question)
 
     @torch.no_grad()
     def answer_tokens(self, vision: Tensor, question: str) -> str:

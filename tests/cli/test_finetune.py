@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,8 @@ from embodied.egocot.dataset import Recorded
 from embodied.egocot.former_batches import AlignmentSampler
 from embodied.egocot.halting import with_halts
 from embodied.egocot.own_words import OwnWords
+from embodied.episodes import DatasetReader
+from embodied.model.alignment import Alignment
 from embodied.model.llm import chat
 from embodied.model.planner import Planner, question_prompt
 from embodied.model.routing import ROUTE_PROMPT
@@ -140,6 +143,101 @@ def test_the_loss_is_finite_and_kept_with_what_was_trained(
     assert all(math.isfinite(value) for value in figures.values())
     given = {} if stage == "words" else {"dataset": str(recorded_set)}
     assert config["trained_on"] == [{"stage": stage, **given}]
+
+
+def test_every_part_is_said_to_be_trained_or_frozen(
+    straight: tuple[str, Path, Planner], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the stage has left it; the policy and the heads are beside the planner."""
+    stage, _, planner = straight
+    module: torch.nn.Module = (
+        Alignment(planner.former, None, planner.embed_texts, 2)
+        if stage == "align"
+        else Speech(planner)
+    )
+    stages.print_trained(planner, module)
+    lines = [line.split() for line in capsys.readouterr().err.splitlines()]
+    said = {name: tuple(int(n.replace(",", "")) for n in (n, m)) for name, _, n, _, m in lines}
+    parts = dict(planner.named_children())
+    assert set(parts) == {"vision", "former", "mapping", "llm"} <= set(said)
+    for name, part in parts.items():
+        assert sum(said[name]) == sum(p.numel() for p in part.parameters())
+    adapter = sum(p.numel() for n, p in planner.llm.named_parameters() if "lora_" in n)
+    trains = {"former": {"align"}, "mapping": {"plan"}, "llm": {"words", "plan"}, "vision": set()}
+    for name, in_stages in trains.items():
+        whole = adapter if name == "llm" else sum(said[name])
+        assert said[name][0] == (whole if stage in in_stages else 0), name
+    assert (stage == "align") == ("place_head" in said)
+
+
+# --- ablations --------------------------------------------------------------------------------
+
+
+def test_the_blind_learn_from_words_alone(run: Run, tiny_planner: Path) -> None:
+    """Other pictures are another loss, unless the planner is blind."""
+    blind, seeing = Planner.load(tiny_planner), Planner.load(tiny_planner)
+    blind.config = replace(blind.config, sight="none")
+    rng = torch.Generator().manual_seed(0)
+    former = blind.config.former
+    shape = (2, 2, 4, former.n_patches, former.vision_width)
+    one, other = (
+        [
+            Turns(
+                "answer",
+                [question_prompt("is it open?")] * 2,
+                ["yes", "no"],
+                torch.randn(shape, generator=rng),
+                ["answer: is it open?"] * 2,
+            )
+        ]
+        for _ in range(2)
+    )
+    with torch.no_grad():
+        assert torch.equal(Speech(blind).loss(one)[0], Speech(blind).loss(other)[0])
+        assert not torch.equal(Speech(seeing).loss(one)[0], Speech(seeing).loss(other)[0])
+    assert Planner.load(run("plan", sight="none", steps=1) / "planner").config.sight == "none"
+    with pytest.raises(ValueError, match="align learns to see, and this planner is blind"):
+        run("align", sight="none", steps=1)
+
+
+@pytest.mark.parametrize("kind", ["ungrounded", "none"])
+def test_the_thought_asked_for_is_trained_and_kept(
+    run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    made: list[ConversationSampler] = []
+
+    def keep(*arguments: Any, **more: Any) -> ConversationSampler:
+        made.append(ConversationSampler(*arguments, **more))
+        return made[0]
+
+    monkeypatch.setattr(stages_of_speech, "ConversationSampler", keep)
+    folder = run("plan", thought=kind, steps=1)
+    assert Planner.load(folder / "planner").config.thought == kind
+    (plans,) = [turns for turns in made[0](0) if turns.kind == "plan"]
+    assert all(a.startswith("1. " if kind == "none" else "Thought: ") for a in plans.answers)
+    assert not any(" at (" in answer for answer in plans.answers)
+
+
+def test_one_picture_is_trained_on_as_it_is_seen(
+    run: Run, tiny_planner: Path, recorded_set: Path, features_dir: Path
+) -> None:
+    """From the cache of clips, yet the tokens of a clip of that picture alone."""
+    planner = Planner.load(tiny_planner)
+    usual = stages.load_datasets(planner, str(recorded_set), features_dir)
+    planner.config = replace(planner.config, sight="picture")
+    n_cached = len(list(features_dir.iterdir()))
+    episodes = stages.load_datasets(planner, str(recorded_set), features_dir)
+    assert len(list(features_dir.iterdir())) == n_cached
+    reader = DatasetReader(recorded_set)
+    for step in (2, 18, 31):
+        shown = np.array([step - step % 2])
+        frames = [reader.frames(0, c, shown) for c in planner.config.cameras]
+        expected = planner.see(np.stack(frames)[None].repeat(8, axis=2))[0]
+        got = torch.from_numpy(episodes[0].clip(step)).float()
+        torch.testing.assert_close(got, expected, atol=5e-3, rtol=5e-3)
+        assert np.array_equal(episodes[0].picture(step), usual[0].picture(step))
+        assert not np.array_equal(episodes[0].clip(step), usual[0].clip(step))
+    assert Planner.load(run("plan", sight="picture", steps=1) / "planner").config == planner.config
 
 
 def test_few_shot_learns_what_the_demonstrations_are_called_and_no_more(

@@ -191,6 +191,53 @@ def test_the_adapter_of_another_planner(tiny_planner: Path, tmp_path: Path) -> N
         )
 
 
+def test_what_is_left_out_may_change(tiny_planner: Path, tmp_path: Path) -> None:
+    asked = StartOptions(model=tiny_planner, thought="ungrounded", sight="picture")
+    config = replace(preset("tiny"), thought="ungrounded", sight="picture")
+    planner = planner_to_train(asked)
+    assert planner.config == config
+    planner.save(tmp_path / "p")
+    assert planner_to_train(StartOptions(model=tmp_path / "p")).config == config
+    back = StartOptions(model=tmp_path / "p", thought="grounded", sight="clip")
+    assert planner_to_train(back).config == preset("tiny")
+    assert fresh_config(replace(asked, model=None, preset="tiny")) == config
+
+
+@pytest.mark.parametrize("kind", ["lora", "prefix", "both", "full", "none"])
+def test_a_fresh_adapter_of_any_kind(tmp_path: Path, kind: Any) -> None:
+    """The planner is as trained but for its language model, which is as it was."""
+    before = planner_to_train(StartOptions(preset="tiny", adapter="lora", rank=2))
+    for parameter in before.parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(torch.randn_like(parameter).bfloat16())
+    before.save(tmp_path / "p")
+    rank = 3 if kind in ("lora", "both") else None
+    asked = StartOptions(model=tmp_path / "p", fresh_adapter=True, adapter=kind, rank=rank)
+    after = planner_to_train(asked)
+    assert (after.config.adapter.kind, after.config.adapter.rank) == (kind, rank or 2)
+    for name, tensor in before.trained_tensors().items():
+        if not name.startswith("adapter."):
+            assert torch.equal(after.trained_tensors()[name], tensor), name
+    ids = torch.arange(1, 20)[None]
+    untrained = weights.load_llm("random:tiny", torch.float32)[0].eval()
+    with torch.no_grad():
+        torch.testing.assert_close(after.llm(ids).logits, untrained(ids).logits)
+    assert bool(trained_parameters(after.llm)) == (kind != "none")
+
+
+def test_a_fresh_adapter_is_like_the_one_before_unless_told(tiny_planner: Path) -> None:
+    planner = planner_to_train(StartOptions(model=tiny_planner, fresh_adapter=True))
+    assert planner.config == preset("tiny")
+    with pytest.raises(ValueError, match="--fresh_adapter and --adapter_from: give one"):
+        planner_to_train(
+            StartOptions(model=tiny_planner, fresh_adapter=True, adapter_from=tiny_planner)
+        )
+    with pytest.raises(ValueError, match="--llm someone/something, it has random:tiny"):
+        planner_to_train(
+            StartOptions(model=tiny_planner, fresh_adapter=True, llm="someone/something")
+        )
+
+
 def test_quantisation_may_change(tmp_path: Path, tiny_planner: Path) -> None:
     model, tokenizer = weights.load_llm("random:tiny", torch.float32)
     model.save_pretrained(tmp_path / "llm")
@@ -209,6 +256,7 @@ def test_quantisation_may_change(tmp_path: Path, tiny_planner: Path) -> None:
         ({"adapter": "prefix", "rank": 4}, "--rank is LoRA's, and --adapter prefix has none"),
         ({"rank": 0}, "--rank is at least 1, got 0"),
         ({"adapter_from": Path("x")}, "--adapter_from replaces .* give its --model as well"),
+        ({"fresh_adapter": True}, "--fresh_adapter is for going on with a --model"),
         ({"vision": "no-such-tower"}, "no vision tower called 'no-such-tower'"),
         ({"vision": "random:resnet18"}, "resnet18 is no vision transformer .*; use a ViT"),
         ({"vision": "timm:vit_vast_patch1.mine"}, "timm has no model 'vit_vast_patch1.mine'; see"),

@@ -14,6 +14,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 
 from embodied.agent.memory import Memory
+from embodied.config import preset
 from embodied.egocot import conversations
 from embodied.egocot.conversations import ConversationSampler, Turns, vary
 from embodied.egocot.dataset import Recorded, motion_at, verdict_of
@@ -21,7 +22,14 @@ from embodied.egocot.questions import facts_at
 from embodied.model.decoding import Decoded
 from embodied.model.features import IMAGE_EVERY, N_TUBELETS, TUBELET_EVERY
 from embodied.model.llm import chat
-from embodied.model.plan import GRID, REASONS, REFUSE, parse_thought, verdict_texts
+from embodied.model.plan import (
+    GRID,
+    REASONS,
+    REFUSE,
+    ThoughtKind,
+    parse_thought,
+    verdict_texts,
+)
 from embodied.model.planner import (
     JUDGE_TEXT,
     PLAN_TEXT,
@@ -53,8 +61,9 @@ class RunTime:
     The model's answer is given; what it was asked, and what the former was told, is kept.
     """
 
-    def __init__(self, answer: str) -> None:
+    def __init__(self, answer: str, thought: ThoughtKind = "grounded") -> None:
         self.answer, self.decoder = answer, self
+        self.config = dataclasses.replace(preset("tiny"), thought=thought)
         self.prompts: list[str] = []
 
     def visual_tokens(self, vision: torch.Tensor, text: str) -> None:
@@ -236,6 +245,27 @@ def test_plans_are_asked_for_as_at_run_time_and_the_answer_is_the_plan(
             assert matcher.validate_tokens(tokens) == len(tokens)
             n_after_failure += bool(experience)
     assert n_after_failure
+
+
+@pytest.mark.parametrize("kind", ["ungrounded", "none"])
+def test_another_kind_of_thought_is_taught_as_it_is_decoded(make: Make, kind: ThoughtKind) -> None:
+    """All else in the batch stays the same."""
+    episode, words = make(HAMMER, length=60), LLTokenizer("byte")
+    (usual,) = _sampler([episode], (0, 6, 0, 0))(3)
+    (turns,) = _sampler([episode], (0, 6, 0, 0), thought=kind)(3)
+    assert (turns.prompts, turns.texts) == (usual.prompts, usual.texts)
+    assert turns.texts is not None
+    for i, answer in enumerate(turns.answers):
+        model = RunTime(answer, kind)
+        instruction = turns.texts[i].partition(PLAN_TEXT.format(""))[2]
+        tasks = episode.meta.plan.tasks
+        got = model.plan(instruction, CATALOGUE[HAMMER], "", tasks)
+        assert got.subgoals == episode.meta.plan.subgoals and got.text == answer
+        nouns = ", ".join(parse_thought(usual.answers[i].split("\n")[0]))
+        assert got.thought == ("" if kind == "none" else f"Thought: {nouns}.")
+        tokens = [*answer.encode(), words.eos_token]
+        matcher = LLMatcher(words, LLMatcher.grammar_from_lark(model.grammar))
+        assert matcher.validate_tokens(tokens) == len(tokens)
 
 
 def _check_thought(thought: str, episode: Recorded, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,15 @@ def test_a_robot_that_halts_is_seen_standing_still(make: Make) -> None:
     assert (seed, rows) == (7, [FIRST_IMAGE + 12 // IMAGE_EVERY] * 4)
     assert motion_at(halted, 12 + 30) == "stands still"
     assert (halted.picture(12 + 30) == halted.picture(12)).all()
+
+
+def test_where_clips_are_one_picture_they_are_so_after_a_halt(make: Make) -> None:
+    still = replace(make(seed=7, length=40), still=True)
+    halted = halt_at(still, 12)
+    for step, at in ((8, 8), (12, 12), (12 + 30, 12)):
+        _, rows = seen_in(torch.from_numpy(halted.clip(step)))
+        assert rows == [FIRST_IMAGE + at // IMAGE_EVERY] * 4
+    assert (still.clip(8) == halted.clip(8)).all()
 
 
 def test_before_the_halt_nothing_is_changed(make: Make) -> None:

@@ -62,6 +62,16 @@ def test_without_thought_or_actions_the_words_are_the_plan(records: list[Record]
     assert steps_of(plain) == ["knead the dough", "wait"]
 
 
+def test_a_plan_without_places_or_without_a_thought(records: list[Record]) -> None:
+    record = next(r for r in records if len(r.actions) == 2 and r.thought)
+    steps = plan_answer(record).partition("\n")[2]
+    named = ", ".join(place.object for place in record.thought)
+    assert plan_answer(record, "ungrounded") == f"Thought: {named}.\n{steps}"
+    assert plan_answer(record, "none") == steps
+    sampler = RecordSampler([SeenRecord(record, np.zeros((1, 4, 2, 3)))], (1, 0, 0), thought="none")
+    assert sampler(0)[0].answers == [steps]
+
+
 def test_rows_belong_together(seen: list[SeenRecord]) -> None:
     sampler = RecordSampler(seen, (4, 3, 5))
     for step in range(40):
@@ -209,6 +219,25 @@ def test_what_a_stopped_run_has_seen_is_not_seen_again(
     n_clips = len({(r.clip, r.first_frame, r.last_frame) for r in some})
     assert len(looked) == 3 + n_clips - 2 > 3  # two were kept, the third was not yet
     assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(found, whole, strict=True))
+
+
+def test_one_picture_is_the_first_for_the_plan_and_else_the_last(
+    records: list[Record], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    planner = Planner.build(dataclasses.replace(preset("tiny"), sight="picture")).eval()
+    record = next(r for r in records if r.verdict and r.actions)
+    for _ in range(2):  # computed, then read
+        (one,) = see_records(planner, SAMPLE, [record], tmp_path)
+        frames = read_clip(SAMPLE, record.clip, record.first_frame, record.last_frame).frames
+        for tokens, at in ((one.plan_tokens, 0), (one.tokens, -1)):
+            expected = planner.see(frames[[at] * 8][None, None])[0]
+            got = torch.from_numpy(np.array(tokens)).float()
+            torch.testing.assert_close(got, expected, atol=5e-3, rtol=5e-3)
+    plan, verdict = RecordSampler([one], (1, 1, 0))(0)
+    assert plan.vision is not None and verdict.vision is not None
+    assert torch.equal(plan.vision[0], torch.from_numpy(np.array(one.plan_tokens)).float())
+    assert torch.equal(verdict.vision[0], torch.from_numpy(np.array(one.tokens)).float())
 
 
 def test_other_vision_is_other_tokens(

@@ -375,6 +375,64 @@ def test_verdicts(planner: Planner) -> None:
     )
 
 
+# --- ablations -------------------------------------------------------------------------------
+
+
+def test_a_config_from_before_there_were_ablations_is_of_none() -> None:
+    values = json.loads(json.dumps(to_dict(preset("tiny"))))
+    del values["thought"], values["sight"]
+    assert from_dict(values) == preset("tiny")
+    config = replace(preset("tiny"), thought="none", sight="picture")
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config != preset("tiny")
+
+
+@pytest.mark.parametrize("kind", ["grounded", "ungrounded", "none"])
+@pytest.mark.parametrize("tasks", [["kettle"], ["kettle", "microwave"]])
+def test_plans_have_the_thought_that_the_planner_is_for(
+    trained: Planner,
+    observation: Observation,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Any,
+    tasks: list[str],
+) -> None:
+    monkeypatch.setattr(trained, "config", replace(trained.config, thought=kind))
+    vocabulary = CATALOGUE["kitchen"]
+    plan = trained.plan(observation, "tidy up", vocabulary, tasks=tasks)
+    assert parse_plan(plan.text, "tidy up", vocabulary.narrowed(tasks), kind) == plan
+    assert plan.thought.startswith("Thought: ") == (kind != "none")
+    assert ("(" in plan.thought) == (kind == "grounded")
+
+
+def test_one_picture_is_a_clip_of_nothing_but_it(
+    trained: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, subgoal = _clip(3), HAMMER.subgoals[0]
+    still = clip[:, -1:].repeat(8, axis=1)
+    expected, usual = trained.judge(still, subgoal), trained.judge(clip, subgoal)
+    said = trained.answer(still, "where is it?")
+    monkeypatch.setattr(trained, "config", replace(trained.config, sight="picture"))
+    assert trained.judge(clip, subgoal) == expected != usual
+    assert trained.answer(clip, "where is it?") == said
+
+
+def test_the_blind_see_black_pictures_whatever_there_is(
+    trained: Planner, observation: Observation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subgoal, black = HAMMER.subgoals[0], np.zeros_like(_clip())
+    dark = Observation({k: v * 0 for k, v in observation.images.items()}, observation.state)
+    expected = trained.judge(black, subgoal).probability
+    plan = trained.plan(dark, "hit the nail", HAMMER)
+    seen = {trained.judge(_clip(seed), subgoal).probability for seed in range(2)}
+    assert len(seen) == 2
+    monkeypatch.setattr(trained, "config", replace(trained.config, sight="none"))
+    for seed in range(2):
+        found = trained.judge(_clip(seed), subgoal).probability
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert trained.plan(observation, "hit the nail", HAMMER) == plan
+    assert trained.answer(_clip(0), "what?") == trained.answer(_clip(1), "what?")
+    assert trained.answer(_clip(0)[:1], "what?")  # one camera, as of a video
+
+
 # --- routing ---------------------------------------------------------------------------------
 
 
