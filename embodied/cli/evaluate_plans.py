@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from embodied.cli.score_plans import (
 )
 from embodied.cli.score_records import score_records
 from embodied.cli.splits import left_out_of, without
+from embodied.config import ModelConfig
 from embodied.egocot.dataset import (
     Recorded,
     draw_verdict,
@@ -71,6 +72,7 @@ class EvaluatePlansOptions:
         model: the planner; the shipped one.
         baseline: what plans in its place: its language model untrained and blind, or the plan of
             the nearest of the episodes of `trained_on`.
+        blind: show the planner black pictures.
         trained_on: data sets for `nearest_neighbour`, comma-separated.
         n_plans: episodes to plan for.
         n_verdicts: clips to judge.
@@ -95,6 +97,7 @@ class EvaluatePlansOptions:
     routed: bool = False
     model: Path = SHIPPED / "planner"
     baseline: Baseline = "none"
+    blind: bool = False
     trained_on: str = ""
     n_plans: int = 100
     n_verdicts: int = 300
@@ -127,8 +130,35 @@ def _check_given(options: EvaluatePlansOptions) -> None:
     check_min_score(o.min_score)
     if (options.baseline == "nearest_neighbour") != bool(options.trained_on):
         raise ValueError("--trained_on names the episodes of --baseline nearest_neighbour")
-    if options.baseline == "nearest_neighbour" and not options.plans:
+    if options.baseline == "nearest_neighbour":
+        _check_only_plans(options)
+    if options.blind and options.baseline != "none":
+        raise ValueError(f"--blind is for the planner; --baseline {o.baseline} sees nothing anyway")
+
+
+def _check_only_plans(options: EvaluatePlansOptions) -> None:
+    """Raises ValueError when the planner would be scored in place of the nearest neighbour."""
+    if not options.plans:
         raise ValueError("--baseline nearest_neighbour only plans: give --plans")
+    others = ("instructions", "verdicts", "questions", "records", "routed")
+    if given := [f"--{name}" for name in others if getattr(options, name)]:
+        raise ValueError(
+            f"--baseline nearest_neighbour only plans, for tasks that are told: leave out "
+            f"{', '.join(given)}"
+        )
+
+
+def _whose(options: EvaluatePlansOptions, config: ModelConfig) -> str:
+    """What is scored, with what it was trained or is now made to do without."""
+    if options.baseline != "none":
+        return f"baseline {options.baseline}"
+    parts = [f"planner, thought {config.thought}"] if config.thought != "grounded" else ["planner"]
+    match config.sight:
+        case "picture":
+            parts.append("one picture")
+        case "none":
+            parts.append("blind")
+    return ", ".join(parts)
 
 
 def _in_words(scores: Mapping[str, Any]) -> Iterator[str]:
@@ -173,7 +203,9 @@ def _scores(options: EvaluatePlansOptions) -> dict[str, Any]:
     unseen = _unseen_tasks(options)
     device = devices.pick(options.device)
     planner = Planner.load(options.model, device=device).for_inference()
-    scores: dict[str, Any] = {}
+    if options.blind:
+        planner.config = replace(planner.config, sight="none")
+    scores: dict[str, Any] = {"scored": _whose(options, planner.config)}
     if options.baseline == "zero_shot":
         planner = ZeroShot.of(planner.config, device).for_inference()
     if options.instructions:

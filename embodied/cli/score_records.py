@@ -52,20 +52,23 @@ def _figures(planner: Planner, records: Sequence[SeenRecord]) -> dict[str, Any]:
         "plan_right": rate([s == t for s, t in zip(plans, true, strict=True)]),
         **steps_figures(plans, true),
         "grounding_mean_px": mean(errors, 1),
-        **text_figures([text for text, _ in rows], [plan_answer(record) for _, record in rows]),
+        **text_figures(
+            [text for text, _ in rows],
+            [plan_answer(record, planner.config.thought) for _, record in rows],
+        ),
         **_verdict_figures(planner, [r for r in records if r.record.verdict]),
         **_answer_figures(planner, records),
     }
 
 
-def _tokens(seen: SeenRecord) -> Tensor:
-    return torch.from_numpy(np.array(seen.tokens))[None].float()  # (1, 1, T', N, W)
+def _batched(tokens: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(tokens))[None].float()  # (1, 1, T', N, W)
 
 
 def _plan(planner: Planner, seen: SeenRecord) -> str:
     """In the model's own words: nobody says what a record's scene offers."""
     asked = seen.record.instruction
-    visual = planner.visual_tokens(_tokens(seen), plan_text(asked))
+    visual = planner.visual_tokens(_batched(seen.plan_tokens), plan_text(asked))
     return planner.decoder.speak(visual, plan_prompt(asked), _PLAN_TOKENS)
 
 
@@ -97,7 +100,7 @@ def _verdict_figures(planner: Planner, records: Sequence[SeenRecord]) -> dict[st
 def _status(planner: Planner, seen: SeenRecord) -> Status:
     """The likeliest beginning of an answer; reasons are free here."""
     about = judged(seen.record)
-    visual = planner.visual_tokens(_tokens(seen), JUDGE_TEXT.format(about))
+    visual = planner.visual_tokens(_batched(seen.tokens), JUDGE_TEXT.format(about))
     closed = [False] * len(STATUSES)
     scores = planner.decoder.score(visual, verdict_prompt(about), STATUSES, closed=closed)
     return STATUSES[int(scores.argmax())]
@@ -109,6 +112,6 @@ def _answer_figures(planner: Planner, records: Sequence[SeenRecord]) -> dict[str
         asked = [("question", a.question, a.answer) for a in seen.record.questions]
         asked.append(("caption", CAPTION["en"][0], seen.record.caption))
         for kind, question, true in asked:
-            said = planner.answer_tokens(_tokens(seen), question)
+            said = planner.answer_tokens(_batched(seen.tokens), question)
             answers.append((kind, question, said, true))
     return answer_figures(answers)

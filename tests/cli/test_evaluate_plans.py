@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_for_people_a_line_a_score(
     monkeypatch.setattr(scoring.Planner, "load", lambda _: FakePlanner(tiny, SAID))
     assert evaluate_plans(EvaluatePlansOptions(instructions=_write(tmp_path, LINES))) == 0
     out, err = capfd.readouterr()
-    assert out.startswith("right_task: {'k': 2, 'n': 4") and out.count("\n") == 6
+    assert out.startswith("scored: planner\nright_task: {'k': 2, 'n': 4") and out.count("\n") == 7
     assert "chatter" in err
 
 
@@ -370,6 +371,59 @@ def test_zero_shot_plans_without_looking(
     assert score(Planner.load(tiny_planner), **options)["plan_right"]["n"] == 2
 
 
+def test_it_is_said_what_is_scored(
+    tiny: Planner,
+    score: Score,
+    recorded_set: Path,
+    features_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual = tiny.config
+    options = _plans(recorded_set, features_dir) | {"unseen_tasks": "", "n_plans": 1}
+    nearest = {"baseline": "nearest_neighbour", "trained_on": str(recorded_set)}
+    assert score(tiny, **options, **nearest)["scored"] == "baseline nearest_neighbour"
+    assert score(tiny, **options, baseline="zero_shot")["scored"] == "baseline zero_shot"
+    for changes, said in (
+        ({}, "planner"),
+        ({"thought": "none"}, "planner, thought none"),
+        ({"thought": "ungrounded", "sight": "picture"}, "planner, thought ungrounded, one picture"),
+        ({"sight": "none"}, "planner, blind"),
+    ):
+        monkeypatch.setattr(tiny, "config", replace(usual, **changes))  # type: ignore[arg-type]
+        scores = score(tiny, **options)
+        assert scores["scored"] == said
+        assert bool(scores["grounding_mean_px"]["n"]) <= ("thought" not in changes)
+
+
+def test_blind_every_picture_is_black(
+    tiny_planner: Path,
+    score: Score,
+    recorded_set: Path,
+    features_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the former is shown in plans, verdicts and answers."""
+    options = _plans(recorded_set, features_dir) | {"unseen_tasks": "", "n_plans": 2}
+    options |= _verdicts(recorded_set, features_dir) | {"n_verdicts": 3}
+    options |= {"questions": str(recorded_set), "n_questions": 3}
+    planner = Planner.load(tiny_planner)
+    size = planner.config.image_size
+    black = planner.see(np.zeros((1, 1, 1, size, size, 3), np.uint8))[0, 0, 0].float()
+    is_black: list[bool] = []
+    forward = planner.former.forward
+
+    def keep(vision: Tensor, text: Any) -> Tensor:
+        is_black.append(torch.allclose(vision, black.expand_as(vision), atol=1e-2))
+        return forward(vision, text)
+
+    monkeypatch.setattr(planner.former, "forward", keep)
+    assert score(planner, **options, blind=True)["scored"] == "planner, blind"
+    assert len(is_black) == 8 and all(is_black)
+    planner.config = replace(planner.config, sight="clip")
+    assert score(planner, **options)["scored"] == "planner"
+    assert len(is_black) == 16 and not any(is_black[8:])
+
+
 class Witness(FakePlanner):
     """Knows the true answers, or says the same to everything."""
 
@@ -490,6 +544,7 @@ def test_a_table_for_people(
 # --- what goes wrong --------------------------------------------------------------------------
 
 GOOD = '{"instruction": "open the drawer", "task": "drawer-open"}'
+_NEAREST = ["--plans", "x", "--baseline", "nearest_neighbour", "--trained_on", "y"]
 OPEN = '{"instruction": "open it", '
 
 
@@ -591,6 +646,16 @@ def test_scenes_of_two_simulators(tiny: Planner, score: Score, tmp_path: Path) -
         ([], "nothing to evaluate: give --instructions FILE.jsonl, --plans, "),
         (["--plans", "x", "--trained_on", "y"], "the episodes of --baseline nearest_neighbour"),
         (["--plans", "x", "--baseline", "nearest_neighbour"], "--trained_on names the episodes"),
+        ([*_NEAREST[2:], "--verdicts", "x"], "nearest_neighbour only plans: give --plans"),
+        ([*_NEAREST, "--verdicts", "x", "--records", "x"], "leave out --verdicts, --records"),
+        ([*_NEAREST, "--questions", "x"], "only plans, for tasks that are told: leave out --quest"),
+        ([*_NEAREST, "--instructions", "x"], "leave out --instructions"),
+        ([*_NEAREST, "--routed"], "leave out --routed"),
+        (
+            [*_NEAREST, "--blind"],
+            "--blind is for the planner; --baseline nearest_neighbour sees no",
+        ),
+        (["--plans", "x", "--baseline", "zero_shot", "--blind"], "--baseline zero_shot sees nothi"),
     ],
 )
 def test_nothing_to_do(argv: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
