@@ -126,7 +126,7 @@ def _agreeing(options: StartOptions, model: Path) -> ModelConfig:
     adapter = read_planner(options.adapter_from)[1].adapter if options.adapter_from else None
     adapter = adapter or config.adapter
     rank = adapter.rank if adapter.kind in ("lora", "both") else None
-    has = {"llm": config.llm, "vision": config.vision}
+    has: dict[str, Any] = {"llm": config.llm, "vision": config.vision}
     if not options.fresh_adapter:
         has |= {"adapter": adapter.kind, "rank": rank}
     odd = _differences(options, has)
