@@ -66,11 +66,12 @@ def plan_shares(mix: str, looks: bool, kinds: tuple[bool, bool, bool]) -> Shares
             there.
     """
     numbers = _numbers(mix, also=7 if looks and any(kinds) else 4)
-    tasks, *looked = numbers[:4] or (_SPOKEN if looks else (_REQUESTS, *_NONE))
+    tasks, *spoken = numbers[:4] or (_SPOKEN if looks else (_REQUESTS, *_NONE))
     of_records = numbers[4:] or _SPOKEN_OF_RECORDS
     if numbers and not looks:
-        looked, of_records = list(_NONE), numbers[1:4]
-    shares = Shares((tasks, *looked), _there(of_records, kinds))
+        spoken, of_records = list(_NONE), numbers[1:4]
+    plans, verdicts, answers = spoken
+    shares = Shares((tasks, plans, verdicts, answers), _there(of_records, kinds))
     if not any((*shares.scenes, *shares.records)):
         raise ValueError(f"--mix {mix} leaves nothing to learn: no record has any of that")
     return shares

@@ -141,8 +141,9 @@ def _fill(planner: Planner, folder: Path, clips: Sequence[_Clip], cached: Path) 
     bad: dict[_Clip, str] = {}
     missing, fresh = np.flatnonzero(~computed).tolist(), []
     for row in tqdm(missing, desc="vision features", unit="clip"):
+        clip, first, last = clips[row]
         try:
-            frames = read_clip(folder, *clips[row], planner.config.n_frames).frames
+            frames = read_clip(folder, clip, first, last, planner.config.n_frames).frames
         except (ValueError, OSError) as error:
             bad[clips[row]] = str(error)
             continue
