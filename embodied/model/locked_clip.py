@@ -230,9 +230,10 @@ def load_locked(folder: Path, name: str, device: torch.device | None = None) -> 
     config = LockedClipConfig(**found[_KIND])
     dtype = getattr(torch, config.dtype)
     vision = VisionEncoder.load(config.vision, config.image_size, config.vision_layers, dtype)
-    language, tokenizer = weights.load_llm(config.llm, dtype)
     where = device or torch.device("cpu")
-    language = language.to(where)
+    loaded, tokenizer = weights.load_llm(config.llm, dtype)
+    language: Any = loaded
+    language.to(where)
     model = LockedClip(config, partial(embed_texts, language, tokenizer, limit=config.max_text))
     model.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
     return LockedEncoder(name, model.to(where).eval(), vision.to(where))
