@@ -103,7 +103,7 @@ class Controller:
             case "state" | "oracle":
                 width = self._planner.config.former.vision_width
                 shape = (1, len(self._cameras), 1, 1, width)
-                return torch.zeros(shape, device=self._planner.device)
+                return torch.zeros(shape, device=self._text.mask.device)
             case _:
                 return self._planner.see(frames)
 
