@@ -14,7 +14,7 @@ import pytest
 from embodied.cli.evaluate_plans import EvaluatePlansOptions
 from embodied.cli.finetune import FinetuneOptions
 from embodied.cli.main import _parse
-from embodied.cli.start import _check_agreement
+from embodied.cli.start import _agreeing
 from embodied.config import preset
 from embodied.metrics import Rate
 
@@ -124,7 +124,7 @@ def test_every_command_is_understood_and_differs_from_lora_s_in_one_thing(
     assert usual.warmup < usual.steps and usual.fresh_adapter and usual.mix == "0,8,8,8"
     for options in trained.values():  # of whatever kind the adapter of the start is
         monkeypatch.setattr("embodied.cli.start.read_planner", lambda _: ({}, preset("small")))
-        _check_agreement(options, options.model)
+        _agreeing(options, options.model)
 
 
 def test_the_table_has_a_row_each_and_a_dash_where_there_is_nothing_to_measure(

@@ -85,7 +85,7 @@ def score(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
     """A planner and options → what is printed as one JSON object."""
 
     def scored(planner: Any, **options: Any) -> dict[str, Any]:
-        monkeypatch.setattr(scoring.Planner, "load", lambda _: planner)
+        monkeypatch.setattr(scoring.Planner, "load", lambda _, **__: planner)
         assert evaluate_plans(EvaluatePlansOptions(**options, json=True)) == 0
         out, _ = capfd.readouterr()
         assert out.count("\n") == 1
@@ -168,7 +168,7 @@ def test_for_people_a_line_a_score(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(scoring.Planner, "load", lambda _: FakePlanner(tiny, SAID))
+    monkeypatch.setattr(scoring.Planner, "load", lambda _, **__: FakePlanner(tiny, SAID))
     assert evaluate_plans(EvaluatePlansOptions(instructions=_write(tmp_path, LINES))) == 0
     out, err = capfd.readouterr()
     assert out.startswith("scored: planner\nright_task: {'k': 2, 'n': 4") and out.count("\n") == 7
@@ -364,7 +364,7 @@ def test_the_nearest_neighbour_of_an_episode_is_itself(
 def test_zero_shot_plans_without_looking(
     tiny_planner: Path, tiny: Planner, score: Score, recorded_set: Path, features_dir: Path
 ) -> None:
-    untrained = ZeroShot.of(tiny.config)
+    untrained = ZeroShot.of(tiny.config, torch.device("cpu"))
     assert untrained.visual_tokens(torch.zeros(1, 2, 1, 16, 192), "plan: it").shape[:2] == (1, 0)
     assert not [p for p in untrained.llm.parameters() if p.requires_grad]
     options = _plans(recorded_set, features_dir) | {"baseline": "zero_shot", "unseen_tasks": ""}
@@ -533,7 +533,7 @@ def test_a_table_for_people(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(scoring.Planner, "load", lambda _: Seer(tiny, episodes))
+    monkeypatch.setattr(scoring.Planner, "load", lambda _, **__: Seer(tiny, episodes))
     options = _plans(recorded_set, features_dir) | {"unseen_tasks": ""}
     assert evaluate_plans(EvaluatePlansOptions(**options)) == 0
     head, row = capfd.readouterr().out.strip().split("\n")[-2:]
@@ -560,7 +560,9 @@ def _one_line(capfd: pytest.CaptureFixture[str], *argv: str) -> str:
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model must not be loaded: what is wrong can be said without it."""
-    monkeypatch.setattr(scoring.Planner, "load", lambda _: pytest.fail("the planner is loaded"))
+    monkeypatch.setattr(
+        scoring.Planner, "load", lambda _, **__: pytest.fail("the planner is loaded")
+    )
 
 
 @pytest.mark.usefixtures("unread")

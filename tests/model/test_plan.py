@@ -164,7 +164,7 @@ def test_errors_name_the_line(text: str, message: str) -> None:
         ("", "line 1: expected '1. verb(noun)', got ''"),
         (f"{THOUGHT}\n1. reach(drawer handle)", "line 1: expected '1. verb(noun)', got 'Thought"),
         ("1. reach(drawer handle)\n2. fly(moon)", "line 2: the scene cannot fly(moon); it offers"),
-        (steps_text(DRAWER.subgoals[:1] * 13), "expected 1 to 12 steps, got 13"),
+        (steps_text(DRAWER.subgoals[:1] * 17), "expected 1 to 16 steps, got 17"),
     ],
 )
 def test_errors_name_the_line_where_there_is_no_thought(text: str, message: str) -> None:

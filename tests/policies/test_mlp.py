@@ -121,7 +121,9 @@ def _planner(**changes: Any) -> Any:
     config = preset("tiny")
     config = replace(config, former=replace(config.former, **changes))
     torch.manual_seed(2)
-    return SimpleNamespace(config=config, former=EmbodiedFormer(config.former))
+    return SimpleNamespace(
+        config=config, former=EmbodiedFormer(config.former), device=torch.device("cpu")
+    )
 
 
 @pytest.mark.parametrize("own_former", [True, False])
