@@ -67,7 +67,7 @@ class AlignClipOptions(LoopOptions):
     n_fields: int = 2
     batch_size: int = 128
     features_dir: Path = Path("outputs/features")
-    steps: int = 600
+    steps: int = 400
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     ema_decay: float = 0.99
@@ -83,11 +83,11 @@ def align_clip(options: AlignClipOptions) -> int:
     _check(options)
     if options.threads:
         torch.set_num_threads(options.threads)
-    seed_all(options.seed)
     start = StartOptions(preset=options.preset, llm=options.llm, vision=options.vision)
     planner = planner_to_train(start)
     sets = _captioned(planner, options.dataset, options)
     others = _captioned(planner, options.check, options)
+    seed_all(options.seed)  # here, so that the planner's own draws change nothing
     config = LockedClipConfig.of(planner.config, n_fields=options.n_fields)
     embed = partial(embed_texts, planner.llm, planner.tokenizer, limit=config.max_text)
     module = LockedClip(config, embed)
@@ -96,7 +96,8 @@ def align_clip(options: AlignClipOptions) -> int:
     told = f"{sampler.n_clips} clips, {len(sampler.captions)} captions, {n_weights:,} weights"
     print(told, file=sys.stderr)
     figures = run_training("align-clip", module, sampler, options)
-    module.save(options.output_dir / CLIP, trained_on=options.dataset, figures=figures)
+    trained_on = [root.name for root in dataset_roots(options.dataset)]
+    module.save(options.output_dir / CLIP, trained_on=trained_on, figures=figures)
     if others:
         print(checked(module, others, np.random.default_rng(options.seed)).roc(RATE))
     print(f"{told}; use it: embodied build-egocot --clip {options.output_dir / CLIP}")
