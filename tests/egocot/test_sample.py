@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from embodied.cli.build_egocot import load_encoder
 from embodied.egocot.clips import read_clip
@@ -41,6 +42,7 @@ class Remembered:
         return self._seen[key]
 
 
+@pytest.mark.slow
 def test_the_samples_scores_are_those_of_the_shipped_clip() -> None:
     records = list(read_records(SAMPLE))
     encoder = Remembered(load_encoder("small"))
