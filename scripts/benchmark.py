@@ -217,10 +217,14 @@ def embodied(*argv: str) -> int:
 
 
 def record(options: BenchmarkOptions) -> Path:
-    """The expert's demonstrations, enough for every row."""
+    """The expert's demonstrations, enough for every row.
+
+    Through the rows' cameras, and the planner's own where it has to learn the tasks from them.
+    """
     p = options.protocol
     folder = options.out / "demos"
-    own = scenes.cameras(scenes.resolve_env_ids(options.name)[0])
+    is_tuned = few_shot.held_out([options.model], options.name)
+    own = scenes.cameras(scenes.resolve_env_ids(options.name)[0]) if is_tuned else ()
     names = dict.fromkeys([*own, *(name for row in p.cameras for name in row.split(","))])
     argv = ["--env", options.name, "--n_episodes", str(max(p.n_demos) + _spare(p))]
     argv += ["--noise", "0.02", "--cameras", ",".join(names), "--workers", str(options.workers)]

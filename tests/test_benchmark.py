@@ -213,6 +213,17 @@ def test_speeds_are_those_of_the_clock(benchmark: ModuleType) -> None:
     assert benchmark.minutes(options, benchmark.rows_of(options)) == pytest.approx(expected)
 
 
+def test_the_planners_cameras_are_recorded_only_where_it_learns_from_the_demonstrations(
+    benchmark: ModuleType, held_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[str, ...]] = []
+    monkeypatch.setattr(benchmark, "embodied", lambda *argv: said.append(argv) or 0)
+    for model in (None, held_out):
+        benchmark.record(benchmark.BenchmarkOptions("mw5", model, cameras="corner2"))
+    recorded = [argv[argv.index("--cameras") + 1] for argv in said]
+    assert recorded == ["corner2", "workspace,wrist,corner2"]
+
+
 @pytest.mark.parametrize("name", ["mw5", "fk5", "mt50"])
 def test_every_benchmark_has_its_script(name: str) -> None:
     script = ROOT / "scripts" / f"{name}.sh"

@@ -233,7 +233,7 @@ class Agent:
             return task in self._done_at_first
         if task not in self._worked_on | self._done_at_first:
             return False
-        return self._judge(last).status == "done"
+        return self._is_done(last)
 
     @property
     def _watches_tasks(self) -> bool:
@@ -247,7 +247,7 @@ class Agent:
         }  # the last of each
         if not self._watches_tasks:
             return set()
-        return {task for task, last in owners.items() if self._judge(last).status == "done"}
+        return {task for task, last in owners.items() if self._is_done(last)}
 
     def _task_span(self, index: int) -> tuple[int, int]:
         """The first and the last sub-goal of the plan that serve the same task as `index` does."""
@@ -315,6 +315,9 @@ class Agent:
             return False
         self._begin_subgoal(index)
         return True
+
+    def _is_done(self, subgoal: Subgoal) -> bool:
+        return self._monitor.believes(self._judge(subgoal))
 
     def _judge(self, subgoal: Subgoal) -> Verdict:
         started = time.perf_counter()

@@ -31,6 +31,8 @@ class MonitorOptions:
         patience_steps: control steps without a look after which there is one, as if nothing moved;
             never when 0. A robot that trembles beside a handle does not stand still.
         cooldown_steps: steps after a look before the next one.
+        believe_above: the probability from which the judge's "done" is believed. Below it the
+            sub-goal counts as in progress: a false "done" costs the task, another look little.
         replans_per_subgoal, replans_per_episode: budgets; after them the agent only goes on.
     """
 
@@ -40,6 +42,7 @@ class MonitorOptions:
     stall_range: float = 0.012
     patience_steps: int = 0
     cooldown_steps: int = 12
+    believe_above: float = 0.0
     replans_per_subgoal: int = 3
     replans_per_episode: int = 8
 
@@ -99,9 +102,9 @@ class Monitor:
         self._cooldown = self.options.cooldown_steps
         self._claims = 0
         self._waited = 0
-        if verdict.status == "done":
+        if self.believes(verdict):
             return "next"
-        if verdict.status == "progressing" and not self._stalls_again(look):
+        if verdict.status != "failed" and not self._stalls_again(look):
             return "go on"
         if not self._may_replan(subgoal):
             return "go on"
@@ -113,6 +116,10 @@ class Monitor:
         self._replans[subgoal.text] += 1  # the same failure again: a loop, so think anew
         self.n_replans += 1
         return "replan"
+
+    def believes(self, verdict: Verdict) -> bool:
+        """Whether what was judged is done, surely enough."""
+        return verdict.status == "done" and verdict.probability >= self.options.believe_above
 
     def _stalls_again(self, look: Look) -> bool:
         if look == "stalled":

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from embodied.agent.agent import Ablation, Agent, AgentOptions, Motor
+from embodied.agent.monitor import MonitorOptions
 from embodied.model.routing import Route
 from embodied.types import Observation, Plan, Subgoal, Verdict, Vocabulary
 from tests.agent.test_agent import CLAIMS, CountingFormer, FakePlanner, FakePolicy
@@ -43,11 +44,15 @@ class SceneWatcher(FakePlanner):
 
 
 class Kitchen:
-    def __init__(self, tasks: Sequence[str], ablate: Ablation = "none") -> None:
+    def __init__(
+        self, tasks: Sequence[str], ablate: Ablation = "none", believe_above: float = 0.0
+    ) -> None:
         self.planner = SceneWatcher(tasks)
         planner: Any = self.planner
         policy, former = FakePolicy(CLAIMS), CountingFormer().eval()
-        motor = Motor(former, policy, retreat=(0.0, 0.0, 0.5, -1.0), retreat_steps=2)
+        monitor = MonitorOptions(believe_above=believe_above)
+        retreat = (0.0, 0.0, 0.5, -1.0)
+        motor = Motor(former, policy, retreat=retreat, retreat_steps=2, monitor=monitor)
         options = AgentOptions(ablate)
         self.agent = Agent(planner, {"kitchen": motor}, {"kitchen": VOCABULARY}, options)
         self.n_steps = 0
@@ -88,6 +93,14 @@ def test_a_task_that_is_seen_to_be_done_is_passed_over() -> None:
     assert [s for _, s in kitchen.planner.judged] == [FLIP, PULL]
     assert kitchen.step() == REACH_DOOR.text
     assert kitchen.agent.report()["seen_done"] == ["light"]
+
+
+def test_a_task_that_may_be_done_is_not_passed_over_when_that_is_doubted() -> None:
+    kitchen = Kitchen(("light", "door"), believe_above=0.9)  # the judge says 0.8
+    kitchen.planner.done = {FLIP}
+    kitchen.begin()
+    assert kitchen.step() == REACH_LIGHT.text
+    assert kitchen.agent.report()["seen_done"] == []
 
 
 def test_what_was_never_begun_is_begun_whatever_the_clip_looks_like() -> None:
