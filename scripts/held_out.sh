@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A planner, and two policies, that have seen nothing of the tasks of mw5 and fk5, for mw5.sh and
 # fk5.sh to start from: no episode, plan or sentence of them is in any stage. Every step resumes
-# where it was interrupted. The kitchen's policy is new here and not measured yet.
+# where it was interrupted.
 #     scripts/held_out.sh [FOLDER]
 #     scripts/mw5.sh --model FOLDER/plan/planner --init FOLDER/align/policy
 #     scripts/fk5.sh --model FOLDER/plan/planner --init FOLDER/kitchen/policy

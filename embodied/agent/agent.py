@@ -226,14 +226,15 @@ class Agent:
         """Whether the task whose last sub-goal this is needs nothing more.
 
         What was neither done at first nor worked on since is not done, whatever the clip of the
-        task before looks like.
+        task before looks like. What was believed to be done is not doubted again: with the hand
+        elsewhere the judge is less sure of it.
         """
         task = self._vocabulary.owner(last)
         if self._n_steps == 0 or not self._watches_tasks:
             return task in self._done_at_first
         if task not in self._worked_on | self._done_at_first:
             return False
-        return self._is_done(last)
+        return self._judge(last).status == "done"
 
     @property
     def _watches_tasks(self) -> bool:
@@ -247,7 +248,7 @@ class Agent:
         }  # the last of each
         if not self._watches_tasks:
             return set()
-        return {task for task, last in owners.items() if self._is_done(last)}
+        return {t for t, last in owners.items() if self._monitor.believes(self._judge(last))}
 
     def _task_span(self, index: int) -> tuple[int, int]:
         """The first and the last sub-goal of the plan that serve the same task as `index` does."""
@@ -315,9 +316,6 @@ class Agent:
             return False
         self._begin_subgoal(index)
         return True
-
-    def _is_done(self, subgoal: Subgoal) -> bool:
-        return self._monitor.believes(self._judge(subgoal))
 
     def _judge(self, subgoal: Subgoal) -> Verdict:
         started = time.perf_counter()

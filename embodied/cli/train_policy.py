@@ -81,6 +81,8 @@ class TrainPolicyOptions(LoopOptions):
         horizon: actions in a chunk; 8 for mlp, 16 for transformer and diffusion.
         execute: actions of a chunk that the agent carries out before it looks again, an even
             number; 2 for transformer, 8 for diffusion, else 4.
+        believe_above: the probability from which the agent believes its planner's "done"; below it
+            the work goes on. What suits a planner shows on select layouts.
         ensemble: transformer: m of temporal ensembling; negative for none.
         denoiser: diffusion: a 1-D U-Net or a transformer.
         sampler: diffusion: how noise is taken away.
@@ -106,6 +108,7 @@ class TrainPolicyOptions(LoopOptions):
     train_former: bool = True
     horizon: int | None = None
     execute: int | None = None
+    believe_above: float = 0.0
     ensemble: float = 0.01
     denoiser: Denoiser = "unet"
     sampler: Sampler = "ddim"
@@ -125,6 +128,8 @@ class TrainPolicyOptions(LoopOptions):
                 raise ValueError(f"--{name} is at least 0, got {getattr(self, name)}")
         if self.execute is not None and (self.execute < 1 or self.execute % PICTURE_EVERY):
             raise ValueError(f"--execute is a multiple of {PICTURE_EVERY}, got {self.execute}")
+        if not 0 <= self.believe_above < 1:
+            raise ValueError(f"--believe_above is at least 0 and below 1, got {self.believe_above}")
 
 
 # --- on what ----------------------------------------------------------------------------------
@@ -173,7 +178,7 @@ def _families(demos: Sequence[Source]) -> list[str]:
     return sorted({scenes.family(d.meta.env_id) for d in demos} & set(AGENTS))
 
 
-def _robot_settings(demos: Sequence[Source]) -> dict[str, Any]:
+def _robot_settings(demos: Sequence[Source], believe_above: float) -> dict[str, Any]:
     """How the agent is to act with the demonstrations' robot.
 
     Raises:
@@ -182,7 +187,10 @@ def _robot_settings(demos: Sequence[Source]) -> dict[str, Any]:
     families = _families(demos)
     if len(families) > 1:
         raise ValueError(f"one policy moves one robot; these episodes are of {families}")
-    return AGENTS[families[0]] if families else {"execute": 4}
+    agent = AGENTS[families[0]] if families else {"execute": 4}
+    if not believe_above:
+        return agent
+    return {**agent, "monitor": {**agent.get("monitor", {}), "believe_above": believe_above}}
 
 
 # --- what -------------------------------------------------------------------------------------
@@ -298,7 +306,7 @@ def train_policy(options: TrainPolicyOptions) -> int:
     readers = [DatasetReader(Path(name)) for name in options.dataset.split(",") if name]
     sources = _of_tasks([s for reader in readers for s in sources_of(reader)], options.tasks)
     chosen = choose_demos(sources, options.n_demos)
-    agent = _robot_settings(chosen)
+    agent = _robot_settings(chosen, options.believe_above)
     cameras = _cameras(planner, chosen, options.cameras)
     usual = usual_cameras(planner.config, chosen[0].reader)
     fed = Fed(options.features, () if cameras == usual else cameras, options.ablate)

@@ -19,7 +19,7 @@ from torch import Tensor
 import policies
 from embodied import checkpoint
 from embodied.checkpoint import CheckpointError
-from embodied.cli.assemble import load_agent, load_policy, save_policy
+from embodied.cli.assemble import load_agent, load_policy, make_motor, save_policy
 from embodied.cli.main import main
 from embodied.cli.oracle import OraclePolicy
 from embodied.cli.splits import left_out_of
@@ -105,6 +105,13 @@ def test_the_former_may_stay_as_it_is(run: Run, planner: Planner) -> None:
     assert not [k for k in state if ".former." in k]
     _, former, config = load_policy(folder / "policy", planner)
     assert former is planner.former and not config["has_former"]
+
+
+def test_how_sure_of_a_done_the_agent_wants_to_be_is_kept(run: Run, planner: Planner) -> None:
+    folder = run(**_QUICK, believe_above=0.75) / "policy"
+    policy, former, config = load_policy(folder, planner)
+    assert config["agent"]["monitor"] == {"believe_above": 0.75}
+    assert make_motor(policy, former, config).monitor.believe_above == 0.75
 
 
 def test_the_planner_is_left_alone(run: Run, tiny_planner: Path, straight: Path) -> None:
@@ -399,6 +406,7 @@ def test_places_move_with_the_pictures(
         ({"features": "r3m", "policy": "diffusion"}, "has a head of its own; leave out --policy"),
         ({"features": "state", "ablate": "plan_zeroed"}, "'state' reads no plan"),
         ({"execute": 3}, "--execute is a multiple of 2, got 3"),
+        ({"believe_above": 1.0}, "--believe_above is at least 0 and below 1, got 1.0"),
         ({"augment": -1}, "--augment is at least 0, got -1"),
         ({"policy": "diffusion", "horizon": 7}, "even horizon, got 7"),
     ],
