@@ -67,7 +67,7 @@ corrected() {
 improved() {
   OMP_NUM_THREADS=1 $embodied train-policy --model "$out/align/planner" --dataset "$5" \
     --init "$2" --steps "$3" --batch_size 48 --learning_rate "$4" \
-    --features_dir "$features" --output_dir "$out/policy$1" "${@:6}"
+    --features_dir "$features" --output_dir "$out/policy$1"
 }
 seen=$expert,$data/corrections1,$data/corrections1_four
 corrected "$out/align/policy" 1 3000 9 12 0.3 0.3
@@ -123,7 +123,7 @@ second 7_slide "$hidden" 18 16500 300 0.2 6
 second 7_weak "kitchen/kettle+$light,kitchen/microwave+$light,kitchen/kettle+microwave" \
   5 16600 300 0.2 6
 seen=$seen,$data/corrections7_slide,$data/corrections7_weak
-improved 7 "$out/policy6/policy" 2000 0.0005 "$seen" --believe_above 0.9
+improved 7 "$out/policy6/policy" 2000 0.0005 "$seen"
 wait $plan
 
 # 5. the former learns along, so that places and answers come out finer

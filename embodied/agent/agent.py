@@ -295,7 +295,8 @@ class Agent:
             verdict = Verdict("done", "not judged", 1.0)
         else:
             verdict = self._judge(subgoal)
-        reaction = self._monitor.react(look, subgoal, verdict)
+        first, last = self._task_span(self._index)
+        reaction = self._monitor.react(look, subgoal, verdict, ends_task=self._index == last)
         if reaction == "next":
             return self._go_on()
         if reaction in ("retry", "replan"):
@@ -303,7 +304,7 @@ class Agent:
             if reaction == "replan":
                 self._plan(observation, self._motor.letting_go)
             else:
-                self._begin_subgoal(self._task_span(self._index)[0], self._motor.letting_go)
+                self._begin_subgoal(first, self._motor.letting_go)
             return True
         return False
 

@@ -31,8 +31,9 @@ class MonitorOptions:
         patience_steps: control steps without a look after which there is one, as if nothing moved;
             never when 0. A robot that trembles beside a handle does not stand still.
         cooldown_steps: steps after a look before the next one.
-        believe_above: the probability from which the judge's "done" is believed. Below it the
-            sub-goal counts as in progress: a false "done" costs the task, another look little.
+        believe_above: the probability from which the judge's "done" is believed where it ends a
+            task; below it the sub-goal counts as in progress. On the way there every "done" is
+            believed: when it is false, the next sub-goal shows it.
         replans_per_subgoal, replans_per_episode: budgets; after them the agent only goes on.
     """
 
@@ -97,12 +98,18 @@ class Monitor:
             return False
         return float(np.ptp(np.stack(self._states), axis=0).max()) < self.options.stall_range
 
-    def react(self, look: Look, subgoal: Subgoal, verdict: Verdict) -> Reaction:
-        """What to do about a verdict: within the budgets, first try again, then plan anew."""
+    def react(
+        self, look: Look, subgoal: Subgoal, verdict: Verdict, ends_task: bool = True
+    ) -> Reaction:
+        """What to do about a verdict: within the budgets, first try again, then plan anew.
+
+        Args:
+            ends_task: whether a task is done once this sub-goal is.
+        """
         self._cooldown = self.options.cooldown_steps
         self._claims = 0
         self._waited = 0
-        if self.believes(verdict):
+        if self.believes(verdict) or (verdict.status == "done" and not ends_task):
             return "next"
         if verdict.status != "failed" and not self._stalls_again(look):
             return "go on"
@@ -118,7 +125,7 @@ class Monitor:
         return "replan"
 
     def believes(self, verdict: Verdict) -> bool:
-        """Whether what was judged is done, surely enough."""
+        """Whether what was judged is done, surely enough to end a task."""
         return verdict.status == "done" and verdict.probability >= self.options.believe_above
 
     def _stalls_again(self, look: Look) -> bool:

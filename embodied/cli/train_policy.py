@@ -81,8 +81,8 @@ class TrainPolicyOptions(LoopOptions):
         horizon: actions in a chunk; 8 for mlp, 16 for transformer and diffusion.
         execute: actions of a chunk that the agent carries out before it looks again, an even
             number; 2 for transformer, 8 for diffusion, else 4.
-        believe_above: the probability from which the agent believes its planner's "done"; below it
-            the work goes on. What suits a planner shows on select layouts.
+        believe_above: the probability from which the agent believes its planner's "done" at the
+            end of a task; below it the work goes on.
         ensemble: transformer: m of temporal ensembling; negative for none.
         denoiser: diffusion: a 1-D U-Net or a transformer.
         sampler: diffusion: how noise is taken away.

@@ -112,6 +112,7 @@ def test_a_done_that_is_doubted_is_work_in_progress() -> None:
     assert not monitor.believes(unsure)
     assert [monitor.react("claimed", PULL, unsure) for _ in range(20)] == ["go on"] * 20
     assert [monitor.react("stalled", PULL, unsure) for _ in range(2)] == ["go on", "retry"]
+    assert monitor.react("claimed", REACH, unsure, ends_task=False) == "next"
     assert monitor.believes(sure)
     assert monitor.react("stalled", PULL, sure) == "next"
 
