@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +15,7 @@ from embodied.cli.main import _parse
 from embodied.cli.start import _agreeing
 from embodied.config import preset
 from embodied.metrics import Rate
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ["lora", "zero_shot", "blind", "ungrounded", "no_thought", "one_frame"]
@@ -25,12 +24,7 @@ NAMES += ["prefix", "both", "full"]
 
 @pytest.fixture(scope="module")
 def ablations() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablations", ROOT / "scripts" / "ablations.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ablations"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("ablations")
 
 
 def _scores(k: int, grounded: bool = True) -> dict[str, Any]:

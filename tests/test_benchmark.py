@@ -17,6 +17,7 @@ from embodied.cli import eval_info
 from embodied.cli.main import COMMANDS, _parse
 from embodied.metrics import OverSeeds, Paired, Rate
 from sims import scenes
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parent.parent
 DRAWER, HAMMER = "metaworld/drawer-open-v3", "metaworld/hammer-v3"
@@ -24,11 +25,7 @@ DRAWER, HAMMER = "metaworld/drawer-open-v3", "metaworld/hammer-v3"
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        return importlib.import_module("benchmark")
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
+    return load_script("benchmark")
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,19 +18,14 @@ from sims.kitchen_elements import KitchenTruth
 from sims.kitchen_tasks import TASKS, VOCABULARY
 from tests.agent.test_agent import SILENT, CountingFormer, FakePolicy
 from tests.agent.test_several_tasks import SceneWatcher
+from tests.scripts import load_script
 
-ROOT = Path(__file__).resolve().parent.parent
 LIGHT, DOOR = "light switch", "microwave"
 
 
 @pytest.fixture(scope="module")
 def pushback() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pushback", ROOT / "scripts" / "pushback.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pushback"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("pushback")
 
 
 # --- the push --------------------------------------------------------------------------------

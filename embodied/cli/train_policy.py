@@ -187,7 +187,7 @@ def _robot_settings(demos: Sequence[Source], believe_above: float) -> dict[str, 
     families = _families(demos)
     if len(families) > 1:
         raise ValueError(f"one policy moves one robot; these episodes are of {families}")
-    agent = AGENTS[families[0]] if families else {"execute": 4}
+    agent: dict[str, Any] = AGENTS[families[0]] if families else {"execute": 4}
     if not believe_above:
         return agent
     return {**agent, "monitor": {**agent.get("monitor", {}), "believe_above": believe_above}}

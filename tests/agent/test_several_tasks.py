@@ -103,6 +103,13 @@ def test_a_task_that_may_be_done_is_not_passed_over_when_that_is_doubted() -> No
     assert kitchen.agent.report()["seen_done"] == []
 
 
+def test_doubt_keeps_it_at_the_end_of_a_task_and_not_on_the_way_there() -> None:
+    kitchen = Kitchen(("light", "door"), believe_above=0.9)  # the judge says 0.8
+    kitchen.planner.done = {REACH_LIGHT, FLIP}
+    kitchen.begin()
+    assert {kitchen.step() for _ in range(100)} == {REACH_LIGHT.text, FLIP.text}
+
+
 def test_what_was_never_begun_is_begun_whatever_the_clip_looks_like() -> None:
     kitchen = Kitchen(("light", "door"))
     kitchen.begin()
