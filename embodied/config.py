@@ -35,6 +35,7 @@ class ModelConfig:
         dtype: what the frozen towers compute in.
         thought: what a plan begins with; other than grounded for ablations.
         sight: what plans, verdicts and answers are made from; other than clip for ablations.
+        verdict_head: the former of the second opinion on clips; None for the language model alone.
     """
 
     vision: str = "vit-small-dinov2"
@@ -50,6 +51,7 @@ class ModelConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     thought: ThoughtKind = "grounded"
     sight: Sight = "clip"
+    verdict_head: FormerConfig | None = None
 
     @property
     def global_width(self) -> int:
@@ -127,6 +129,19 @@ def with_vision(config: ModelConfig, name: str) -> ModelConfig:
     )
 
 
+def with_verdict_head(config: ModelConfig) -> ModelConfig:
+    """The same with a second opinion on clips, unless there is one.
+
+    Its former sees and reads what the planner's does, and is a third as wide.
+    """
+    if config.verdict_head is not None:
+        return config
+    n_heads = max(1, config.former.n_heads // 2)
+    width = max(1, config.former.width * 5 // 16 // n_heads) * n_heads
+    sizes = {"width": width, "n_heads": n_heads, "n_layers": 2, "n_queries": 8, "cross_every": 1}
+    return replace(config, verdict_head=replace(config.former, **sizes))
+
+
 def with_adapter(
     config: ModelConfig, kind: AdapterKind | None, rank: int | None = None
 ) -> ModelConfig:
@@ -155,6 +170,8 @@ def from_dict(values: dict[str, Any]) -> ModelConfig:
     if unknown := set(values) - known:
         raise ValueError(f"unknown model options {sorted(unknown)}; there are {sorted(known)}")
     values = dict(values)
+    if values.get("verdict_head") is not None:
+        values["verdict_head"] = FormerConfig(**values["verdict_head"])
     adapter = dict(values.pop("adapter"))
     if isinstance(adapter.get("targets"), list):
         adapter["targets"] = tuple(adapter["targets"])

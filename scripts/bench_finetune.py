@@ -40,7 +40,7 @@ from embodied.egocot.conversations import ConversationSampler, Turns
 from embodied.egocot.record_conversations import RecordSampler
 from embodied.egocot.record_features import SeenRecord, load_records, see_records
 from embodied.model import llm as llm_parts
-from embodied.model.alignment import text_states
+from embodied.model.former import text_states
 from embodied.model.planner import Planner
 from embodied.sharing import scaled
 from sims import language

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ from embodied.egocot.own_words import OwnWords
 from embodied.egocot.record_conversations import RecordSampler, said_of
 from embodied.egocot.record_features import SeenRecord
 from embodied.model import llm as llm_parts
-from embodied.model.alignment import text_states
+from embodied.model.former import text_states
 from embodied.model.planner import Planner
 from embodied.processes import Processes
 from embodied.sharing import Fractions, on_device
@@ -101,6 +102,8 @@ def finetune_plan(
     from embodied.cli.finetune import print_trained
 
     words_only = options.stage == "words"
+    if options.few_shot:  # the head was trained on other tasks, and would be sure of itself
+        planner.verdict_head, planner.config = None, replace(planner.config, verdict_head=None)
     episodes = _episodes(planner, options, left_out)
     records = chosen_records(planner, options, left_out)
     sampler = _sampler(planner, episodes, records, options, left_out)

@@ -55,8 +55,9 @@ class RecordOptions:
         workers: processes; the machine's cores when 0.
         engine: what starts them: this machine, or Ray where it is installed. Ray joins the cluster
             that RAY_ADDRESS names, or starts on this machine.
-        model, policy: a planner and a policy that act while the expert labels what it would have
-            done (DAgger, arXiv 1011.0686); the expert itself acts when not given.
+        model: the planner beside `policy`; the shipped one when not given.
+        policy: one that acts while the expert labels what it would have done (DAgger, arXiv
+            1011.0686); the expert itself acts when not given.
         beta: with a policy, the share of stretches of 20 steps in which the expert acts after all,
             so that later parts of the task are seen too.
         device: of the policy: auto, cpu, cuda or cuda:N; a GPU where there is one if auto.
@@ -196,12 +197,14 @@ def _load_controller(options: RecordOptions) -> tuple[Any, list[np.ndarray]]:
 
     from embodied import devices
     from embodied.agent.controller import Controller
-    from embodied.cli.assemble import load_policy, make_motor
+    from embodied.cli.assemble import SHIPPED, load_policy, make_motor
     from embodied.model.planner import Planner
 
-    assert options.model is not None and options.policy is not None
+    assert options.policy is not None
     torch.set_num_threads(1)
-    planner = Planner.load(options.model, device=devices.pick(options.device))
+    planner = Planner.load(
+        options.model or SHIPPED / "planner", device=devices.pick(options.device)
+    )
     policy, former, config = load_policy(options.policy, planner)
     motor = make_motor(policy, former, config)
     return Controller(planner, former, policy, motor.execute), motor.letting_go

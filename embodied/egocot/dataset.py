@@ -141,7 +141,7 @@ def verdict_of(episode: Recorded, index: int, step: int) -> tuple[Status, str]:
     """The true verdict on sub-goal `index` at `step`, and its reason, from how it was recorded."""
     tag, since = episode.meta.tag, step - episode.fault_step
     verb = episode.meta.plan.subgoals[index].verb
-    if episode.met(index, step):
+    if episode.met(index, step) and not _halted_beyond(episode, index, step):
         return "done", REASONS["done"][0]
     if tag in _SEEN_AFTER and since >= _SEEN_AFTER[tag]:
         reasons = REASONS["failed"]
@@ -156,6 +156,19 @@ def verdict_of(episode: Recorded, index: int, step: int) -> tuple[Status, str]:
             if tag == "pushed_back" and verb != "reach" and episode.met(index, before):
                 return "failed", reasons[4]
     return "progressing", REASONS["progressing"][0 if verb == "reach" else 1]
+
+
+def _halted_beyond(episode: Recorded, index: int, step: int) -> bool:
+    """Whether sub-goal `index` held before, and the hand has stopped or goes on beside the thing.
+
+    What is pushed or turned may run ahead of the hand, which counts as being there all the same;
+    one that has stopped some centimetres behind, or works elsewhere, is not.
+    """
+    if episode.meta.tag not in ("stopped", "missed") or step < episode.fault_step:
+        return False
+    if episode.met_bits is None or episode.met(len(episode.meta.plan.subgoals) - 1, step):
+        return False
+    return not int(episode.met_bits[step]) >> index & 1
 
 
 def _has_lost(episode: Recorded, index: int, step: int) -> bool:

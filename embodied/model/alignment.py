@@ -10,7 +10,6 @@ language model speaks for them, from the same embodied tokens.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +20,9 @@ from torch import Tensor, nn
 from embodied.egocot.dataset import N_PLACES
 from embodied.egocot.former_batches import AlignmentBatch, FormerBatch
 from embodied.model.features import global_feature
-from embodied.model.former import EmbodiedFormer, TextState
+from embodied.model.former import EmbedTexts, EmbodiedFormer, text_states
 from embodied.sharing import Fractions
 from embodied.types import STATUSES
-
-EmbedTexts = Callable[[list[str]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -36,16 +33,6 @@ class LossWeights:
     places: float = 2.0
     verdict: float = 0.2
     answer: float = 0.2
-
-
-def text_states(former: EmbodiedFormer, embed_texts: EmbedTexts, texts: list[str]) -> TextState:
-    """The texts' states (B, …) in the former; each different text is encoded once."""
-    unique = list(dict.fromkeys(texts))
-    device = former.queries.device
-    state = former.encode_text(*(part.to(device) for part in embed_texts(unique)))
-    rows = torch.tensor([unique.index(text) for text in texts], device=device)
-    take = lambda parts: tuple(part[rows] for part in parts)  # noqa: E731
-    return TextState(take(state.keys), take(state.values), state.mask[rows])
 
 
 class Alignment(nn.Module):

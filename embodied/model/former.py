@@ -11,11 +11,15 @@ else and is computed once per sub-goal (`encode_text`), not once per control ste
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+EmbedTexts = Callable[[list[str]], tuple[Tensor, Tensor]]
+"""Texts → frozen word embeddings (B, L, W), and their mask (B, L)."""
 
 
 @dataclass(frozen=True)
@@ -185,3 +189,13 @@ class EmbodiedFormer(nn.Module):
         for layer, key, value in zip(self.layers, text.keys, text.values, strict=True):
             queries = layer(queries, (key, value), mask, tokens)
         return self.norm_out(queries)
+
+
+def text_states(former: EmbodiedFormer, embed_texts: EmbedTexts, texts: list[str]) -> TextState:
+    """The texts' states (B, …) in the former; each different text is encoded once."""
+    unique = list(dict.fromkeys(texts))
+    device = former.queries.device
+    state = former.encode_text(*(part.to(device) for part in embed_texts(unique)))
+    rows = torch.tensor([unique.index(text) for text in texts], device=device)
+    take = lambda parts: tuple(part[rows] for part in parts)  # noqa: E731
+    return TextState(take(state.keys), take(state.values), state.mask[rows])

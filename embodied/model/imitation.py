@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embodied.egocot.former_batches import AlignmentBatch, FormerBatch
-from embodied.model.alignment import Alignment, EmbedTexts, place_loss
+from embodied.model.alignment import Alignment, place_loss
 from embodied.model.features import global_feature
-from embodied.model.former import EmbodiedFormer
+from embodied.model.former import EmbedTexts, EmbodiedFormer
 from embodied.model.planner import CONTROL_TEXT
 from embodied.sharing import Fractions
 from embodied.types import Features, Vocabulary

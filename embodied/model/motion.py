@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+MOTIONS = ("", "stands still", "hardly moves", "moves")
+"""All that can be said of it; nothing where it is not known."""
+
 _STILL_BELOW = 0.01
 _SLOW_BELOW = 0.05
 
@@ -18,6 +21,7 @@ def motion_text(states: np.ndarray) -> str:
     The entry that changed most counts, so that closing the gripper is motion too.
     """
     largest = float(np.ptp(states, axis=0).max())
+    _, still, slow, moving = MOTIONS
     if largest < _STILL_BELOW:
-        return "stands still"
-    return "hardly moves" if largest < _SLOW_BELOW else "moves"
+        return still
+    return slow if largest < _SLOW_BELOW else moving

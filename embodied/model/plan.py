@@ -187,11 +187,12 @@ def likeliest_verdict(chances: Mapping[str, float]) -> Verdict:
     """
     by_status = dict.fromkeys(STATUSES, 0.0)
     for text, chance in chances.items():
-        by_status[_status_of(text)] += chance
+        by_status[status_of(text)] += chance
     status = max(STATUSES, key=by_status.__getitem__)
-    best = max((t for t in chances if _status_of(t) == status), key=chances.__getitem__)
+    best = max((t for t in chances if status_of(t) == status), key=chances.__getitem__)
     return Verdict(status, best.partition(": ")[2], min(1.0, by_status[status]))
 
 
-def _status_of(text: str) -> Status:
+def status_of(text: str) -> Status:
+    """The status that a text of `verdict_texts` begins with."""
     return next(status for status in STATUSES if text.startswith(f"{status}:"))

@@ -25,7 +25,7 @@ from embodied.model import llm as llm_parts
 from embodied.model import routing
 from embodied.model.adapter_files import adapter_files, read_adapters
 from embodied.model.decoding import GrammarDecoder
-from embodied.model.former import EmbodiedFormer, TextState
+from embodied.model.former import EmbodiedFormer, TextState, text_states
 from embodied.model.plan import (
     GRIPPER,
     MAX_STEPS,
@@ -36,6 +36,7 @@ from embodied.model.plan import (
     verdict_texts,
 )
 from embodied.model.routing import Route
+from embodied.model.verdict_head import VerdictHead, pooled
 from embodied.model.vision import VisionEncoder
 from embodied.types import Observation, Plan, Subgoal, Verdict, Vocabulary
 from embodied.video import to_chw
@@ -77,6 +78,8 @@ class Planner(nn.Module):
         self.former = EmbodiedFormer(config.former)
         width = language.get_input_embeddings().weight.shape[1]
         self.mapping = nn.Linear(config.former.width, width)
+        head = config.verdict_head
+        self.verdict_head = None if head is None else VerdictHead(head)
         self._match_scale_of_words(language)
         self.llm = llm_parts.add_adapter(language, config.adapter)
         self.tokenizer = tokenizer
@@ -156,11 +159,20 @@ class Planner(nn.Module):
         return self.eval().requires_grad_(False)
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """The weights that are trained: former, mapping and adapter."""
+        """The weights that are trained: former, mapping, adapter and verdict head."""
         adapter = llm_parts.adapter_tensors(self.llm)
-        parts = {"former": self.former.state_dict(), "mapping": self.mapping.state_dict()}
+        parts = {name: part.state_dict() for name, part in self._own_parts()}
         tensors = {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
         return tensors | {ADAPTER + k: v for k, v in adapter.items()}
+
+    def _own_parts(self) -> list[tuple[str, nn.Module]]:
+        """What is trained besides the adapter."""
+        parts = {
+            "former": self.former,
+            "mapping": self.mapping,
+            "verdict_head": self.verdict_head,
+        }
+        return [(name, part) for name, part in parts.items() if part is not None]
 
     def load_trained(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `trained_tensors` gave.
@@ -179,8 +191,8 @@ class Planner(nn.Module):
         part = lambda name: {  # noqa: E731
             k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")
         }
-        self.former.load_state_dict({k: v.float() for k, v in part("former").items()})
-        self.mapping.load_state_dict({k: v.float() for k, v in part("mapping").items()})
+        for name, own in self._own_parts():
+            own.load_state_dict({k: v.float() for k, v in part(name).items()})
         llm_parts.load_adapter_tensors(self.llm, part("adapter"))
 
     def save(self, folder: Path, **notes: Any) -> None:
@@ -351,8 +363,29 @@ class Planner(nn.Module):
         visual = self.visual_tokens(vision, JUDGE_TEXT.format(subgoal.text))
         prompt = judge_prompt(subgoal, motion)
         texts = verdict_texts()
-        chances = self.decoder.score(visual, prompt, texts).softmax(0).tolist()
-        return likeliest_verdict(dict(zip(texts, chances, strict=True)))
+        scores = self.decoder.score(visual, prompt, texts).softmax(0).tolist()
+        chances = dict(zip(texts, scores, strict=True))
+        if self.verdict_head is not None:
+            chances = pooled(chances, self.second_opinion(vision, [subgoal], [motion])[0].tolist())
+        return likeliest_verdict(chances)
+
+    def second_opinion(
+        self, vision: Tensor, subgoals: Sequence[Subgoal], motions: Sequence[str]
+    ) -> Tensor:
+        """The verdict head's log-probabilities (B, statuses), in the order of `STATUSES`.
+
+        Args:
+            vision: clips' vision tokens (B, cameras, T', N, W), on any device.
+
+        Raises:
+            ValueError: the planner has no verdict head.
+        """
+        head = self.verdict_head
+        if head is None:
+            raise ValueError("this planner has no verdict head; train one in stage judge")
+        texts = [JUDGE_TEXT.format(subgoal.text) for subgoal in subgoals]
+        seen = self.in_sight(vision.to(self.device)).float()
+        return head(seen, text_states(head.former, self.embed_texts, texts), motions).log_softmax(1)
 
     def answer(self, clip: np.ndarray, question: str) -> str:
         """A free answer in a few words, from the clip uint8 (cameras, T, H, W, 3).

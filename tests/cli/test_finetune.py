@@ -1,4 +1,4 @@
-"""The three stages of `embodied finetune`, each a few steps long, with the tiny planner."""
+"""The stages of `embodied finetune`, each a few steps long, with the tiny planner."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from embodied.cli import finetune as stages
 from embodied.cli import finetune_plan as stages_of_speech
 from embodied.cli.assemble import load_agent, load_policy
 from embodied.cli.finetune import FinetuneOptions, agent_settings, finetune
+from embodied.cli.finetune_judge import Judging, verdict_loss
 from embodied.cli.finetune_plan import Speech
 from embodied.cli.main import main
 from embodied.cli.shares import align_shares, plan_shares, words_shares
@@ -29,24 +30,32 @@ from embodied.egocot.dataset import Recorded
 from embodied.egocot.former_batches import AlignmentSampler
 from embodied.egocot.halting import with_halts
 from embodied.egocot.own_words import OwnWords
+from embodied.egocot.verdict_batches import VerdictSampler
 from embodied.episodes import DatasetReader
 from embodied.model.alignment import Alignment
 from embodied.model.llm import chat
 from embodied.model.planner import Planner, question_prompt
 from embodied.model.routing import ROUTE_PROMPT
 
-STAGES = ("align", "words", "plan")
-TRAINED = {"align": {"former"}, "words": {"adapter"}, "plan": {"adapter", "mapping"}}
+STAGES = ("align", "words", "plan", "judge")
+TRAINED = {
+    "align": {"former"},
+    "words": {"adapter"},
+    "plan": {"adapter", "mapping"},
+    "judge": {"verdict_head"},
+}
 HEADS = {"place_head", "place_squeeze", "verdict_head", "verdict_squeeze"}
 MODULES = {
     "align": {"former", "policy", *HEADS},
     "words": {"llm"},
     "plan": {"llm", "mapping"},
+    "judge": {"verdict_head"},
 }
 FIGURES = {
     "align": {"action", "done", "place", "verdict_acc"},
     "words": {"task"},
     "plan": {"task", "plan", "verdict", "answer"},
+    "judge": {"verdict", "verdict_acc"},
 }
 STEPS = 3
 
@@ -117,7 +126,8 @@ def test_only_the_parts_of_the_stage_change(
     stage, _, planner = straight
     before, after = Planner.load(tiny_planner), planner.trained_tensors()
     start = before.trained_tensors()
-    changed = {k.split(".")[0] for k in start if not torch.equal(start[k], after[k])}
+    assert start.keys() <= after.keys()
+    changed = {k.split(".")[0] for k in after if k not in start or after[k].ne(start[k]).any()}
     assert changed == TRAINED[stage]
     towers = _frozen(before)
     assert len(towers) > 30 and _same(_frozen(planner), towers)
@@ -153,21 +163,56 @@ def test_every_part_is_said_to_be_trained_or_frozen(
     module: torch.nn.Module = (
         Alignment(planner.former, None, planner.embed_texts, 2)
         if stage == "align"
+        else Judging(planner)
+        if stage == "judge"
         else Speech(planner)
     )
     stages.print_trained(planner, module)
     lines = [line.split() for line in capsys.readouterr().err.splitlines()]
     said = {name: tuple(int(n.replace(",", "")) for n in (n, m)) for name, _, n, _, m in lines}
     parts = dict(planner.named_children())
-    assert set(parts) == {"vision", "former", "mapping", "llm"} <= set(said)
+    towers = {"vision", "former", "mapping", "llm"}
+    assert set(parts) == towers | TRAINED[stage] - {"adapter"} <= set(said)
     for name, part in parts.items():
         assert sum(said[name]) == sum(p.numel() for p in part.parameters())
     adapter = sum(p.numel() for n, p in planner.llm.named_parameters() if "lora_" in n)
     trains = {"former": {"align"}, "mapping": {"plan"}, "llm": {"words", "plan"}, "vision": set()}
+    trains |= {"verdict_head": {"judge"}} if stage == "judge" else {}
     for name, in_stages in trains.items():
         whole = adapter if name == "llm" else sum(said[name])
         assert said[name][0] == (whole if stage in in_stages else 0), name
     assert (stage == "align") == ("place_head" in said)
+
+
+# --- the judge ---------------------------------------------------------------------------------
+
+
+def test_of_a_policys_own_clips_only_done_or_not_counts() -> None:
+    told = torch.tensor([[0.2, 0.5, 0.3]] * 4).log()  # done, progressing, failed
+    verdict, is_sure = torch.tensor([0, 1, 1, 0]), torch.tensor([True, True, False, False])
+    each = [-math.log(p) for p in (0.2, 0.5, 0.8, 0.2)]
+    loss = verdict_loss(told, verdict, is_sure)
+    assert float(loss) == pytest.approx(sum(each) / 4)
+
+
+def test_a_judge_goes_on_learning_and_few_shot_drops_it(run: Run, tiny_planner: Path) -> None:
+    first = Planner.load(run("judge") / "planner")
+    assert first.verdict_head is not None
+    again = Planner.load(run("judge", model=run("judge") / "planner", steps=1) / "planner")
+    one, two = (p.verdict_head.state_dict() for p in (first, again))  # type: ignore[union-attr]
+    largest = max(float((one[k] - two[k]).abs().max()) for k in one)
+    assert 0 < largest < 0.1  # a step away, not begun anew
+    spoken = run("plan", model=run("judge") / "planner", steps=1) / "planner"
+    assert Planner.load(spoken).verdict_head is not None
+    few = run("plan", model=run("judge") / "planner", few_shot=1, steps=1) / "planner"
+    assert Planner.load(few).verdict_head is None and Planner.load(few).config.verdict_head is None
+
+
+def test_a_judge_needs_a_planner_and_episodes(run: Run) -> None:
+    with pytest.raises(ValueError, match="stage judge adds to a planner: give its --model"):
+        run("judge", model=None)
+    with pytest.raises(ValueError, match="stage judge needs recorded episodes"):
+        run("judge", dataset="", records="somewhere")
 
 
 # --- ablations --------------------------------------------------------------------------------
@@ -384,7 +429,8 @@ def test_interrupted_and_resumed_is_exactly_the_same(
 ) -> None:
     """Stopped in the third step, and started again from what was saved after the second."""
     stage, folder, _ = straight
-    sampler = AlignmentSampler if stage == "align" else ConversationSampler
+    samplers: dict[str, Any] = {"align": AlignmentSampler, "judge": VerdictSampler}
+    sampler = samplers.get(stage, ConversationSampler)
     draw = sampler.__call__
 
     def stop(self: Any, step: int) -> Any:

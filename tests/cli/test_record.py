@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embodied.cli.assemble import SHIPPED
 from embodied.cli.main import main
 from embodied.cli.record import CorrectedActor, RecordOptions, record
 from embodied.episodes import DatasetError, DatasetReader, DatasetWriter
@@ -221,3 +222,11 @@ def test_the_next_subgoal_begins_late_half_of_the_time() -> None:
         delays.append(next(k for k in range(50) if actor._turn() or len(begun) == 2))  # type: ignore[func-returns-value]
         assert begun[-1] == "move(kettle)"
     assert 70 < delays.count(0) < 130 and 15 < max(delays) < 25
+
+
+def test_a_policy_alone_is_fed_by_the_shipped_planner(tmp_path: Path) -> None:
+    policy = SHIPPED / "policies" / "metaworld"
+    options = _options(tmp_path / "set", 1, image_size=224, horizon=6, policy=policy)
+    assert record(options) == 0
+    (meta,) = DatasetReader(tmp_path / "set").episodes
+    assert meta.length == 6 and meta.info["acted"] == str(policy)

@@ -106,6 +106,27 @@ def test_true_verdicts_at_their_boundaries(
     assert verdict_of(episode, index, 30 + since) == (status, reason)
 
 
+@pytest.mark.parametrize(
+    ("tag", "bits", "status"),
+    [
+        ("none", 0b00, "done"),  # what is pulled may run ahead of the hand
+        ("none", 0b01, "done"),
+        ("stopped", 0b01, "done"),
+        ("stopped", 0b00, "failed"),
+        ("missed", 0b00, "failed"),
+        ("missed", 0b10, "done"),  # all is done, wherever the hand is
+    ],
+)
+def test_a_hand_that_halted_beyond_the_thing_is_not_there(
+    make: Make, tag: str, bits: int, status: str
+) -> None:
+    episode = make(length=100, tag=tag, fault_step=30, subgoal=[1] * 100)
+    done = np.full(100, bool(bits & 0b10))
+    episode = dataclasses.replace(episode, met_bits=np.full(100, bits), done=done)
+    assert verdict_of(episode, REACH, 70)[0] == status
+    assert verdict_of(episode, REACH, 29)[0] == "done"  # nothing had gone wrong yet
+
+
 def test_nothing_is_lost_before_the_hand_was_there(make: Make) -> None:
     episode = make(length=100, tag="moved", fault_step=30, subgoal=[0] * 100)
     assert verdict_of(episode, PULL, 46) == ("progressing", GOING_ON)

@@ -14,8 +14,8 @@ from torch import Tensor
 import policies
 from embodied.egocot.dataset import N_PLACES
 from embodied.egocot.former_batches import AlignmentBatch, FormerBatch
-from embodied.model.alignment import Alignment, place_loss, text_states
-from embodied.model.former import EmbodiedFormer, FormerConfig
+from embodied.model.alignment import Alignment, place_loss
+from embodied.model.former import EmbodiedFormer, FormerConfig, text_states
 
 FORMER = FormerConfig(
     width=16,

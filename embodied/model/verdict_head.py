@@ -1,0 +1,72 @@
+"""4. A second opinion on a clip, beside the language model's: done, in progress or failed.
+
+The language model judges from the Embodied-former's tokens, which serve plans and answers too.
+This head looks at the vision tokens itself, through a small former of its own with the sub-goal's
+words as text, and is trained on verdicts alone (`embodied finetune --stage judge`). The two are
+pooled as a product of experts (Hinton, Neural Computation 14(8), 2002); the reason stays the
+language model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from embodied.model.former import EmbodiedFormer, FormerConfig, TextState
+from embodied.model.motion import MOTIONS
+from embodied.model.plan import status_of
+from embodied.types import STATUSES
+
+_SQUEEZED, _HIDDEN = 24, 96
+
+
+class VerdictHead(nn.Module):
+    """A clip's vision tokens, a sub-goal and the robot's own motion → logits of the statuses.
+
+    Args:
+        config: of its own former.
+    """
+
+    def __init__(self, config: FormerConfig) -> None:
+        super().__init__()
+        self.former = EmbodiedFormer(config)
+        self.motion = nn.Embedding(len(MOTIONS), config.width)
+        self.squeeze = nn.Linear(config.width, _SQUEEZED)
+        self.out = nn.Sequential(
+            nn.Linear(_SQUEEZED * config.n_queries + config.width, _HIDDEN),
+            nn.GELU(),
+            nn.Dropout(0.1),
+            nn.Linear(_HIDDEN, len(STATUSES)),
+        )
+
+    def forward(self, vision: Tensor, text: TextState, motions: Sequence[str]) -> Tensor:
+        """Vision tokens (B, cameras, T', N, W) → (B, statuses), float32.
+
+        Args:
+            text: of the sub-goals, B of them.
+            motions: B of `embodied.model.motion.MOTIONS`.
+
+        Raises:
+            ValueError: a motion is none of them.
+        """
+        seen = self.squeeze(self.former(vision, text)).flatten(1)
+        felt = self.motion(torch.tensor([MOTIONS.index(m) for m in motions], device=vision.device))
+        logits: Tensor = self.out(torch.cat([seen.float(), felt.float()], 1))
+        return logits.float()
+
+
+def pooled(chances: Mapping[str, float], log_chances: Sequence[float]) -> dict[str, float]:
+    """The product of two opinions, normalised; within a status nothing is shifted.
+
+    Args:
+        chances: text of `embodied.model.plan.verdict_texts` → the language model's probability.
+        log_chances: the head's log-probability of each status.
+    """
+    factors = torch.tensor(log_chances, dtype=torch.float64)
+    factors = (factors - factors.max()).exp()
+    weights = dict(zip(STATUSES, factors.tolist(), strict=True))
+    products = {text: chance * weights[status_of(text)] for text, chance in chances.items()}
+    total = sum(products.values())
+    return {text: product / total for text, product in products.items()}
