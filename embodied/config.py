@@ -36,6 +36,7 @@ class ModelConfig:
         thought: what a plan begins with; other than grounded for ablations.
         sight: what plans, verdicts and answers are made from; other than clip for ablations.
         verdict_head: the former of the second opinion on clips; None for the language model alone.
+        judged: the sub-goals, as texts, that it was trained on; of others it has no opinion.
     """
 
     vision: str = "vit-small-dinov2"
@@ -52,6 +53,7 @@ class ModelConfig:
     thought: ThoughtKind = "grounded"
     sight: Sight = "clip"
     verdict_head: FormerConfig | None = None
+    judged: tuple[str, ...] = ()
 
     @property
     def global_width(self) -> int:
@@ -179,5 +181,6 @@ def from_dict(values: dict[str, Any]) -> ModelConfig:
         former=FormerConfig(**values.pop("former")),
         adapter=AdapterConfig(**adapter),
         cameras=tuple(values.pop("cameras")),
+        judged=tuple(values.pop("judged", ())),
         **values,
     )

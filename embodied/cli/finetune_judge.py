@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,6 +94,9 @@ def finetune_judge(
         options.seed,
     )
     _give_head(planner)
+    judged = {s.text for episode in episodes for s in episode.meta.plan.subgoals}
+    judged |= set(planner.config.judged)
+    planner.config = replace(planner.config, judged=tuple(sorted(judged)))
     module = Judging(planner)
     print_trained(planner, module)
     figures = run_training("finetune", module, sampler, options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,8 +101,6 @@ def finetune_plan(
     from embodied.cli.finetune import print_trained
 
     words_only = options.stage == "words"
-    if options.few_shot:  # the head was trained on other tasks, and would be sure of itself
-        planner.verdict_head, planner.config = None, replace(planner.config, verdict_head=None)
     episodes = _episodes(planner, options, left_out)
     records = chosen_records(planner, options, left_out)
     sampler = _sampler(planner, episodes, records, options, left_out)

@@ -365,7 +365,7 @@ class Planner(nn.Module):
         texts = verdict_texts()
         scores = self.decoder.score(visual, prompt, texts).softmax(0).tolist()
         chances = dict(zip(texts, scores, strict=True))
-        if self.verdict_head is not None:
+        if subgoal.text in self.config.judged:
             chances = pooled(chances, self.second_opinion(vision, [subgoal], [motion])[0].tolist())
         return likeliest_verdict(chances)
 

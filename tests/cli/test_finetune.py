@@ -195,17 +195,18 @@ def test_of_a_policys_own_clips_only_done_or_not_counts() -> None:
     assert float(loss) == pytest.approx(sum(each) / 4)
 
 
-def test_a_judge_goes_on_learning_and_few_shot_drops_it(run: Run, tiny_planner: Path) -> None:
-    first = Planner.load(run("judge") / "planner")
+def test_a_judge_goes_on_learning_and_later_stages_keep_it(run: Run) -> None:
+    judge = run("judge") / "planner"
+    first = Planner.load(judge)
     assert first.verdict_head is not None
-    again = Planner.load(run("judge", model=run("judge") / "planner", steps=1) / "planner")
+    assert first.config.judged == ("press in(coffee button)", "reach(coffee button)")
+    again = Planner.load(run("judge", model=judge, steps=1) / "planner")
     one, two = (p.verdict_head.state_dict() for p in (first, again))  # type: ignore[union-attr]
     largest = max(float((one[k] - two[k]).abs().max()) for k in one)
     assert 0 < largest < 0.1  # a step away, not begun anew
-    spoken = run("plan", model=run("judge") / "planner", steps=1) / "planner"
-    assert Planner.load(spoken).verdict_head is not None
-    few = run("plan", model=run("judge") / "planner", few_shot=1, steps=1) / "planner"
-    assert Planner.load(few).verdict_head is None and Planner.load(few).config.verdict_head is None
+    spoken = Planner.load(run("plan", model=judge, steps=1) / "planner")
+    assert spoken.verdict_head is not None and spoken.config == first.config
+    assert _same(spoken.verdict_head.state_dict(), one)
 
 
 def test_a_judge_needs_a_planner_and_episodes(run: Run) -> None:

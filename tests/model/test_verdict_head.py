@@ -24,7 +24,8 @@ N = len(verdict_texts())
 def judging() -> Planner:
     """A tiny planner with a fresh head."""
     torch.manual_seed(0)
-    return Planner.build(with_verdict_head(preset("tiny"))).eval()
+    config = replace(with_verdict_head(preset("tiny")), judged=(REACH.text,))
+    return Planner.build(config).eval()
 
 
 def _tokens(planner: Planner, batch: int = 1) -> torch.Tensor:
@@ -109,10 +110,20 @@ def test_the_verdict_is_of_both(judging: Planner) -> None:
     with torch.no_grad():
         last.bias.zero_()
     both = judging.judge_tokens(vision, REACH, "moves")
-    judging.verdict_head = None
+    judging.config = replace(judging.config, judged=())
     alone = judging.judge_tokens(vision, REACH, "moves")
     assert (both.status, both.reason) == (alone.status, alone.reason)
     assert both.probability == pytest.approx(alone.probability)
+
+
+def test_of_what_it_was_not_trained_on_the_language_model_alone_judges(judging: Planner) -> None:
+    other = Subgoal.parse("grasp(hammer, gripper)")
+    vision = _tokens(judging)
+    before = judging.judge_tokens(vision, other), judging.judge_tokens(vision, REACH)
+    with torch.no_grad():
+        judging.verdict_head.out[-1].bias.add_(torch.tensor([5.0, 0.0, -5.0]))  # type: ignore[union-attr]
+    after = judging.judge_tokens(vision, other), judging.judge_tokens(vision, REACH)
+    assert before[0] == after[0] and before[1] != after[1]
 
 
 # --- sizes and files ---------------------------------------------------------------------------
