@@ -37,6 +37,7 @@ class ModelConfig:
         sight: what plans, verdicts and answers are made from; other than clip for ablations.
         verdict_head: the former of the second opinion on clips; None for the language model alone.
         judged: the sub-goals, as texts, that it was trained on; of others it has no opinion.
+        placed: the nouns that a head places in a plan's thought; none for the language model alone.
     """
 
     vision: str = "vit-small-dinov2"
@@ -54,6 +55,7 @@ class ModelConfig:
     sight: Sight = "clip"
     verdict_head: FormerConfig | None = None
     judged: tuple[str, ...] = ()
+    placed: tuple[str, ...] = ()
 
     @property
     def global_width(self) -> int:
@@ -182,5 +184,6 @@ def from_dict(values: dict[str, Any]) -> ModelConfig:
         adapter=AdapterConfig(**adapter),
         cameras=tuple(values.pop("cameras")),
         judged=tuple(values.pop("judged", ())),
+        placed=tuple(values.pop("placed", ())),
         **values,
     )

@@ -29,8 +29,8 @@ from embodied.cli.oracle import OraclePolicy
 from embodied.config import preset
 from embodied.egocot.build.generators import LocalModel
 from embodied.egocot.conversations import Turns
-from embodied.egocot.dataset import N_PLACES
 from embodied.model import features
+from embodied.model.plan import N_PLACES
 from embodied.model.planner import Planner, plan_prompt, plan_text
 from embodied.processes import Processes
 from embodied.sharing import on_device

@@ -6,7 +6,7 @@ well: captions, places and answers, spoken by the language model as it is.
 `words` trains the adapter to tell from the words alone which task is meant, or to refuse.
 `plan` trains mapping and adapter to say plans, verdicts and answers as well; the former is frozen,
 or learns along with `--train_former`.
-`judge` trains a small head beside the language model, which judges clips with it; nothing else.
+`heads` trains small heads beside the language model: one judges clips with it, one places things.
 
 Records of EgoCOT (`--records`) add questions and captions to `words`, which then trains the mapping
 too, and to `plan` their plans and verdicts as well.
@@ -69,7 +69,7 @@ class FinetuneOptions(StartOptions, LoopOptions):
     """What to train, on what.
 
     Args:
-        stage: align, words, plan or judge; 1, 2 and 3 are the first three.
+        stage: align, words, plan or heads; 1, 2 and 3 are the first three.
         dataset: data sets to imitate and to look at, comma-separated.
         look_at: more data sets, for plans and verdicts only, comma-separated.
         records: folders of EgoCOT records, comma-separated; see data/egocot/README.md.
@@ -100,7 +100,7 @@ class FinetuneOptions(StartOptions, LoopOptions):
         threads: CPU threads; torch's own choice when 0.
     """
 
-    stage: Literal["align", "words", "plan", "judge", "1", "2", "3"]
+    stage: Literal["align", "words", "plan", "heads", "1", "2", "3"]
     output_dir: Path
     _: KW_ONLY
     dataset: str = ""
@@ -197,10 +197,10 @@ def finetune(options: FinetuneOptions) -> int:
                 "stage align learns to see, and this planner is blind: give --sight clip or picture"
             )
         return align(planner, options, left_out)
-    if options.stage == "judge":
-        from embodied.cli.finetune_judge import finetune_judge
+    if options.stage == "heads":
+        from embodied.cli.finetune_heads import finetune_heads
 
-        return finetune_judge(planner, options, left_out)
+        return finetune_heads(planner, options, left_out)
     from embodied.cli.finetune_plan import finetune_plan
 
     return finetune_plan(planner, options, left_out)
@@ -208,10 +208,10 @@ def finetune(options: FinetuneOptions) -> int:
 
 def _check_given(options: FinetuneOptions) -> None:
     """Raises ValueError when the stage has nothing to learn from, or cannot use what is given."""
-    if options.stage == "judge" and options.model is None:
-        raise ValueError("stage judge adds to a planner: give its --model")
-    if options.stage == "judge" and not (options.dataset or options.look_at):
-        raise ValueError("stage judge needs recorded episodes: give --dataset or --look_at")
+    if options.stage == "heads" and options.model is None:
+        raise ValueError("stage heads adds to a planner: give its --model")
+    if options.stage == "heads" and not (options.dataset or options.look_at):
+        raise ValueError("stage heads needs recorded episodes: give --dataset or --look_at")
     if options.few_shot and options.stage != "plan":
         raise ValueError("--few_shot is for stage plan")
     check_min_score(options.min_score)

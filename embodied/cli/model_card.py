@@ -20,7 +20,7 @@ from a short clip it judges whether a sub-goal is done.
 | | |
 |---|---|
 | frozen | vision tower `{vision}` ({image_size} px), language model `{llm}`; neither is in this folder |
-| trained, in `model.safetensors` | Embodied-former ({former.n_layers} layers, width {former.width}, {former.n_queries} queries) and language mapping: {n_own:,} weights |
+| trained, in `model.safetensors` | Embodied-former ({former.n_layers} layers, width {former.width}, {former.n_queries} queries), language mapping{head}: {n_own:,} weights |
 | trained of the language model | {adapter}: {n_adapter:,} weights |
 | frozen weights stored as | {stored} |
 | cameras | {cameras} |
@@ -77,6 +77,7 @@ def model_card(config: ModelConfig, notes: Mapping[str, Any], tensors: Mapping[s
         image_size=config.image_size,
         llm=config.llm,
         former=config.former,
+        head=", heads for verdicts and places" if config.placed else "",
         n_own=sum(sizes.values()) - n_adapter,
         adapter=_adapter_words(config),
         n_adapter=n_adapter,

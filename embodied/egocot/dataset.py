@@ -21,7 +21,7 @@ from embodied.model.features import (
     FeatureCache,
 )
 from embodied.model.motion import motion_text
-from embodied.model.plan import GRIPPER, REASONS
+from embodied.model.plan import GRIPPER, N_PLACES, REASONS
 from embodied.types import STATUSES, Status, Subgoal
 
 
@@ -36,9 +36,6 @@ class Phrasebook(Protocol):
         """Something that a person may say, and the tasks it asks for: none if it is refused."""
         ...
 
-
-N_PLACES = 3
-"""Positions asked of the former: the first noun at hand, the second, the gripper."""
 
 _SEEN_AFTER = {"stopped": 16, "missed": 24, "moved": 8, "pushed_back": 4}
 """Steps after a fault from which a clip of 16 steps shows it."""

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from embodied.egocot.dataset import N_PLACES
 from embodied.egocot.former_batches import AlignmentBatch, FormerBatch
 from embodied.model.features import global_feature
 from embodied.model.former import EmbedTexts, EmbodiedFormer, text_states
+from embodied.model.plan import N_PLACES
 from embodied.sharing import Fractions
 from embodied.types import STATUSES
 

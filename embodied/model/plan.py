@@ -26,6 +26,8 @@ ThoughtKind = Literal["grounded", "ungrounded", "none"]
 """What a thought holds: things with their places, things alone, or there is no thought."""
 
 GRID = 224
+N_PLACES = 3
+"""Positions asked of the former: the first noun at hand, the second, the gripper."""
 MAX_STEPS = 12
 """The most steps that are decoded in one go; tasks in a row are planned one by one."""
 GRIPPER = "gripper"
@@ -65,9 +67,14 @@ def thought_text(places: Mapping[str, tuple[float, float]], kind: ThoughtKind = 
     parts = []
     for noun, (x, y) in places.items():
         if 0 <= x < 1 and 0 <= y < 1:
-            place = f" at ({int(x * GRID)}, {int(y * GRID)})" if kind == "grounded" else ""
-            parts.append(noun + place)
+            at = "({}, {})".format(*_on_grid((x, y)))
+            parts.append(f"{noun} at {at}" if kind == "grounded" else noun)
     return _thought(parts)
+
+
+def _on_grid(place: tuple[float, float]) -> tuple[int, ...]:
+    """x and y in 0..1 → pixels of a picture of `GRID`."""
+    return tuple(min(int(part * GRID), GRID - 1) for part in place)
 
 
 def _thought(parts: Iterable[str]) -> str:
@@ -135,15 +142,21 @@ def _quote(text: str) -> str:
 
 
 def plan_grammar(
-    vocabulary: Vocabulary, max_steps: int = MAX_STEPS, kind: ThoughtKind = "grounded"
+    vocabulary: Vocabulary,
+    max_steps: int = MAX_STEPS,
+    kind: ThoughtKind = "grounded",
+    places: Mapping[str, tuple[float, float]] | None = None,
 ) -> str:
     """The plan language of one scene as a Lark grammar for llguidance.
 
     Steps are enumerated (no free numbers), and white space is fixed.
+
+    Args:
+        places: noun → x and y in 0..1, where they are known; they can only be said to be there.
     """
     actions = " | ".join(_quote(s.text) for s in vocabulary.subgoals)
     n_steps = min(max_steps, 2 * len(vocabulary.subgoals) + 1)
-    rules = [*_thought_rules(grounded_nouns(vocabulary), kind), f"action: {actions}"]
+    rules = [*_thought_rules(grounded_nouns(vocabulary), kind, places or {}), f"action: {actions}"]
     for i in range(1, n_steps + 1):
         more = f" step{i + 1}?" if i < n_steps else ""
         new_line = "" if i == 1 and kind == "none" else "\n"
@@ -151,23 +164,29 @@ def plan_grammar(
     return "\n".join(rules)
 
 
-def _thought_rules(nouns: Sequence[str], kind: ThoughtKind) -> list[str]:
+def _thought_rules(
+    nouns: Sequence[str], kind: ThoughtKind, places: Mapping[str, tuple[float, float]]
+) -> list[str]:
     match kind:
-        case "grounded":
+        case "grounded" if set(nouns) - set(places):
             numbers = ["NUM: /[0-9]{1,3}/"]
-        case "ungrounded":
+        case "grounded" | "ungrounded":
             numbers = []
         case "none":
             return ["start: step1"]
     start = f'start: "Thought: " (from1 | {_quote(NOTHING)}) "." step1'
-    return [start, *_place_rules(nouns, kind), *numbers]
+    return [start, *_place_rules(nouns, kind, places), *numbers]
 
 
-def _place_rules(nouns: Sequence[str], kind: ThoughtKind) -> list[str]:
+def _place_rules(
+    nouns: Sequence[str], kind: ThoughtKind, places: Mapping[str, tuple[float, float]]
+) -> list[str]:
     """The nouns, with places or without, in their order; what is out of view is left out."""
     rules = []
     for i, noun in enumerate(nouns, 1):
         place = f"{_quote(f'{noun} at (')} NUM {_quote(', ')} NUM {_quote(')')}"
+        if noun in places:
+            place = _quote(f"{noun} at ({', '.join(map(str, _on_grid(places[noun])))})")
         place = place if kind == "grounded" else _quote(noun)
         more = f' (", " from{i + 1})? | from{i + 1}' if i < len(nouns) else ""
         rules.append(f"from{i}: {place}{more}")

@@ -26,9 +26,11 @@ from embodied.model import routing
 from embodied.model.adapter_files import adapter_files, read_adapters
 from embodied.model.decoding import GrammarDecoder
 from embodied.model.former import EmbodiedFormer, TextState, text_states
+from embodied.model.place_head import PlaceHead
 from embodied.model.plan import (
     GRIPPER,
     MAX_STEPS,
+    N_PLACES,
     join_thoughts,
     likeliest_verdict,
     parse_plan,
@@ -80,6 +82,7 @@ class Planner(nn.Module):
         self.mapping = nn.Linear(config.former.width, width)
         head = config.verdict_head
         self.verdict_head = None if head is None else VerdictHead(head)
+        self.place_head = PlaceHead(config.former) if config.placed else None
         self._match_scale_of_words(language)
         self.llm = llm_parts.add_adapter(language, config.adapter)
         self.tokenizer = tokenizer
@@ -159,7 +162,7 @@ class Planner(nn.Module):
         return self.eval().requires_grad_(False)
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """The weights that are trained: former, mapping, adapter and verdict head."""
+        """The weights that are trained: former, mapping, adapter and heads."""
         adapter = llm_parts.adapter_tensors(self.llm)
         parts = {name: part.state_dict() for name, part in self._own_parts()}
         tensors = {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
@@ -171,6 +174,7 @@ class Planner(nn.Module):
             "former": self.former,
             "mapping": self.mapping,
             "verdict_head": self.verdict_head,
+            "place_head": self.place_head,
         }
         return [(name, part) for name, part in parts.items() if part is not None]
 
@@ -263,9 +267,12 @@ class Planner(nn.Module):
     def visual_tokens(self, vision: Tensor, text: str) -> Tensor:
         """Vision tokens, on any device, and the words at hand → tokens for the language model
         (1, Q, W)."""
+        return self.mapping(self._embodied(vision, text))
+
+    def _embodied(self, vision: Tensor, text: str) -> Tensor:
+        """What the former's queries see, (1, Q, D)."""
         seen = self.in_sight(vision.to(self.device))
-        queries = self.former(seen.float(), self.text_state(text))
-        return self.mapping(queries)
+        return self.former(seen.float(), self.text_state(text))
 
     # -------------------------------------------------------------------- what it is asked
 
@@ -341,11 +348,28 @@ class Planner(nn.Module):
         max_steps: int,
     ) -> Plan:
         offered = vocabulary.narrowed(tasks) if tasks else vocabulary
-        visual = self.visual_tokens(vision, plan_text(instruction, offered.nouns))
+        queries = self._embodied(vision, plan_text(instruction, offered.nouns))
+        places = self._places(queries, offered.nouns)
         prompt = plan_prompt(instruction, experience, tasks if len(vocabulary.tasks) > 1 else ())
         kind = self.config.thought
-        decoded = self.decoder.decode(visual, prompt, plan_grammar(offered, max_steps, kind))
+        grammar = plan_grammar(offered, max_steps, kind, places)
+        decoded = self.decoder.decode(self.mapping(queries), prompt, grammar)
         return parse_plan(decoded.text, instruction, offered, kind)
+
+    def _places(self, queries: Tensor, nouns: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """Noun → x and y in 0..1, where the place head was trained on all of them."""
+        things = [noun for noun in nouns if noun != GRIPPER]
+        if self.place_head is None or len(things) >= N_PLACES:
+            return {}
+        if not set(things) <= set(self.config.placed):
+            return {}
+        points = self.place_head(queries)[0].clamp(0.0, 1.0).tolist()
+        return {
+            noun: (x, y)
+            for noun, (x, y) in zip(
+                (*things, GRIPPER), (*points[: len(things)], points[-1]), strict=True
+            )
+        }
 
     @torch.no_grad()
     def judge(self, clip: np.ndarray, subgoal: Subgoal, motion: str = "") -> Verdict:
@@ -382,7 +406,7 @@ class Planner(nn.Module):
         """
         head = self.verdict_head
         if head is None:
-            raise ValueError("this planner has no verdict head; train one in stage judge")
+            raise ValueError("this planner has no verdict head; train one in stage heads")
         texts = [JUDGE_TEXT.format(subgoal.text) for subgoal in subgoals]
         seen = self.in_sight(vision.to(self.device)).float()
         return head(seen, text_states(head.former, self.embed_texts, texts), motions).log_softmax(1)

@@ -2,7 +2,7 @@
 
 The language model judges from the Embodied-former's tokens, which serve plans and answers too.
 This head looks at the vision tokens itself, through a small former of its own with the sub-goal's
-words as text, and is trained on verdicts alone (`embodied finetune --stage judge`). The two are
+words as text, and is trained on verdicts alone (`embodied finetune --stage heads`). The two are
 pooled as a product of experts (Hinton, Neural Computation 14(8), 2002); the reason stays the
 language model's.
 """

@@ -21,7 +21,7 @@ from embodied.cli import finetune as stages
 from embodied.cli import finetune_plan as stages_of_speech
 from embodied.cli.assemble import load_agent, load_policy
 from embodied.cli.finetune import FinetuneOptions, agent_settings, finetune
-from embodied.cli.finetune_judge import Judging, verdict_loss
+from embodied.cli.finetune_heads import Heads, HeadsSampler, verdict_loss
 from embodied.cli.finetune_plan import Speech
 from embodied.cli.main import main
 from embodied.cli.shares import align_shares, plan_shares, words_shares
@@ -30,32 +30,31 @@ from embodied.egocot.dataset import Recorded
 from embodied.egocot.former_batches import AlignmentSampler
 from embodied.egocot.halting import with_halts
 from embodied.egocot.own_words import OwnWords
-from embodied.egocot.verdict_batches import VerdictSampler
 from embodied.episodes import DatasetReader
 from embodied.model.alignment import Alignment
 from embodied.model.llm import chat
 from embodied.model.planner import Planner, question_prompt
 from embodied.model.routing import ROUTE_PROMPT
 
-STAGES = ("align", "words", "plan", "judge")
+STAGES = ("align", "words", "plan", "heads")
 TRAINED = {
     "align": {"former"},
     "words": {"adapter"},
     "plan": {"adapter", "mapping"},
-    "judge": {"verdict_head"},
+    "heads": {"verdict_head", "place_head"},
 }
-HEADS = {"place_head", "place_squeeze", "verdict_head", "verdict_squeeze"}
+ALIGN_HEADS = {"place_head", "place_squeeze", "verdict_head", "verdict_squeeze"}
 MODULES = {
-    "align": {"former", "policy", *HEADS},
+    "align": {"former", "policy", *ALIGN_HEADS},
     "words": {"llm"},
     "plan": {"llm", "mapping"},
-    "judge": {"verdict_head"},
+    "heads": {"verdict_head", "place_head"},
 }
 FIGURES = {
     "align": {"action", "done", "place", "verdict_acc"},
     "words": {"task"},
     "plan": {"task", "plan", "verdict", "answer"},
-    "judge": {"verdict", "verdict_acc"},
+    "heads": {"verdict", "verdict_acc", "place"},
 }
 STEPS = 3
 
@@ -163,8 +162,8 @@ def test_every_part_is_said_to_be_trained_or_frozen(
     module: torch.nn.Module = (
         Alignment(planner.former, None, planner.embed_texts, 2)
         if stage == "align"
-        else Judging(planner)
-        if stage == "judge"
+        else Heads(planner)
+        if stage == "heads"
         else Speech(planner)
     )
     stages.print_trained(planner, module)
@@ -177,14 +176,14 @@ def test_every_part_is_said_to_be_trained_or_frozen(
         assert sum(said[name]) == sum(p.numel() for p in part.parameters())
     adapter = sum(p.numel() for n, p in planner.llm.named_parameters() if "lora_" in n)
     trains = {"former": {"align"}, "mapping": {"plan"}, "llm": {"words", "plan"}, "vision": set()}
-    trains |= {"verdict_head": {"judge"}} if stage == "judge" else {}
+    trains |= {name: {"heads"} for name in TRAINED["heads"]} if stage == "heads" else {}
     for name, in_stages in trains.items():
         whole = adapter if name == "llm" else sum(said[name])
         assert said[name][0] == (whole if stage in in_stages else 0), name
     assert (stage == "align") == ("place_head" in said)
 
 
-# --- the judge ---------------------------------------------------------------------------------
+# --- the heads ---------------------------------------------------------------------------------
 
 
 def test_of_a_policys_own_clips_only_done_or_not_counts() -> None:
@@ -196,11 +195,12 @@ def test_of_a_policys_own_clips_only_done_or_not_counts() -> None:
 
 
 def test_a_judge_goes_on_learning_and_later_stages_keep_it(run: Run) -> None:
-    judge = run("judge") / "planner"
+    judge = run("heads") / "planner"
     first = Planner.load(judge)
     assert first.verdict_head is not None
     assert first.config.judged == ("press in(coffee button)", "reach(coffee button)")
-    again = Planner.load(run("judge", model=judge, steps=1) / "planner")
+    assert first.config.placed == ("coffee button",) and first.place_head is not None
+    again = Planner.load(run("heads", model=judge, steps=1) / "planner")
     one, two = (p.verdict_head.state_dict() for p in (first, again))  # type: ignore[union-attr]
     largest = max(float((one[k] - two[k]).abs().max()) for k in one)
     assert 0 < largest < 0.1  # a step away, not begun anew
@@ -210,10 +210,10 @@ def test_a_judge_goes_on_learning_and_later_stages_keep_it(run: Run) -> None:
 
 
 def test_a_judge_needs_a_planner_and_episodes(run: Run) -> None:
-    with pytest.raises(ValueError, match="stage judge adds to a planner: give its --model"):
-        run("judge", model=None)
-    with pytest.raises(ValueError, match="stage judge needs recorded episodes"):
-        run("judge", dataset="", records="somewhere")
+    with pytest.raises(ValueError, match="stage heads adds to a planner: give its --model"):
+        run("heads", model=None)
+    with pytest.raises(ValueError, match="stage heads needs recorded episodes"):
+        run("heads", dataset="", records="somewhere")
 
 
 # --- ablations --------------------------------------------------------------------------------
@@ -430,7 +430,7 @@ def test_interrupted_and_resumed_is_exactly_the_same(
 ) -> None:
     """Stopped in the third step, and started again from what was saved after the second."""
     stage, folder, _ = straight
-    samplers: dict[str, Any] = {"align": AlignmentSampler, "judge": VerdictSampler}
+    samplers: dict[str, Any] = {"align": AlignmentSampler, "heads": HeadsSampler}
     sampler = samplers.get(stage, ConversationSampler)
     draw = sampler.__call__
 

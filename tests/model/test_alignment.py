@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import policies
-from embodied.egocot.dataset import N_PLACES
 from embodied.egocot.former_batches import AlignmentBatch, FormerBatch
 from embodied.model.alignment import Alignment, place_loss
 from embodied.model.former import EmbodiedFormer, FormerConfig, text_states
+from embodied.model.plan import N_PLACES
 
 FORMER = FormerConfig(
     width=16,

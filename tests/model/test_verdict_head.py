@@ -89,7 +89,7 @@ def test_it_says_every_motion_and_no_other(judging: Planner) -> None:
 
 
 def test_without_a_head_there_is_no_second_opinion(planner: Planner) -> None:
-    with pytest.raises(ValueError, match="no verdict head; train one in stage judge"):
+    with pytest.raises(ValueError, match="no verdict head; train one in stage heads"):
         planner.second_opinion(_tokens(planner), [REACH], [""])
 
 
