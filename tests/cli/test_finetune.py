@@ -180,7 +180,7 @@ def test_every_part_is_said_to_be_trained_or_frozen(
     for name, in_stages in trains.items():
         whole = adapter if name == "llm" else sum(said[name])
         assert said[name][0] == (whole if stage in in_stages else 0), name
-    assert (stage == "align") == ("place_head" in said)
+    assert (stage == "align") == ("place_squeeze" in said)
 
 
 # --- the heads ---------------------------------------------------------------------------------
