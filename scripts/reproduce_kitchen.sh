@@ -135,16 +135,27 @@ $embodied finetune --stage plan --model "$out/finer/planner" --look_at "$looked_
   --mix 12,4,6,26 --halts 1 --steps 435 --learning_rate 0.0004 --seed 21 --threads 1 \
   --features_dir "$features" --output_dir "$out/answers"
 
+# two small heads for Meta-World: a second opinion on clips, and where things are
+$embodied record --env mt10 --n_episodes 60 --seed 30000 --noise 0.02 --fault_fraction 0.6 \
+  --output_dir "$data/heads"
+$embodied record --env mt10 --n_episodes 40 --seed 35000 --noise 0.02 --fault_fraction 0.75 \
+  --output_dir "$data/heads2"
+$embodied record --env mt50 --n_episodes 4 --seed 36000 --noise 0.02 --fault_fraction 0.6 \
+  --output_dir "$data/heads3"
+$embodied finetune --stage heads --model "$out/answers/planner" \
+  --look_at "$data/heads,$data/heads2,$data/heads3" --steps 1800 --learning_rate 0.001 \
+  --weight_decay 0.05 --threads 1 --features_dir "$features" --output_dir "$out/heads"
+
 # 6. figures on starts and words that nothing was trained on; both robots
 mkdir -p "$out/policies"
 cp -r "$small/policy/policy" "$out/policies/metaworld"
 cp -r "$out/policy7/policy" "$out/policies/kitchen"
 evaluate() {
-  $embodied evaluate --workers 2 --model "$out/answers/planner" --policy "$out/policies" "$@"
+  $embodied evaluate --workers 2 --model "$out/heads/planner" --policy "$out/policies" "$@"
 }
 $embodied evaluate-plans --instructions tests/data/instructions_test.jsonl \
   --scenes metaworld,kitchen --verdicts "$data/verdicts_single,$data/verdicts_two" \
-  --questions "$small/data/verdicts,$data/verdicts_single,$data/verdicts_two" --model "$out/answers/planner" \
+  --questions "$small/data/verdicts,$data/verdicts_single,$data/verdicts_two" --model "$out/heads/planner" \
   --features_dir "$features"
 evaluate --env mt10 --n_episodes 20 --output_dir "$out/eval/mt10"
 evaluate --env kitchen --n_episodes 15 --rule strict --output_dir "$out/eval/kitchen"

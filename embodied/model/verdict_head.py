@@ -3,12 +3,13 @@
 The language model judges from the Embodied-former's tokens, which serve plans and answers too.
 This head looks at the vision tokens itself, through a small former of its own with the sub-goal's
 words as text, and is trained on verdicts alone (`embodied finetune --stage heads`). The two are
-pooled as a product of experts (Hinton, Neural Computation 14(8), 2002); the reason stays the
-language model's.
+pooled by a weighted geometric mean (Genest and Zidek, Statistical Science 1(1), 1986); the reason
+stays the language model's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -19,7 +20,12 @@ from embodied.model.motion import MOTIONS
 from embodied.model.plan import status_of
 from embodied.types import STATUSES
 
+HEAD_SHARE = 2 / 3
+"""What the head's opinion weighs in the pool; the language model's has the rest."""
+
 _SQUEEZED, _HIDDEN = 24, 96
+_NEVER = 1e-30
+"""The least that a status is given, so that its logarithm is finite."""
 
 
 class VerdictHead(nn.Module):
@@ -58,15 +64,18 @@ class VerdictHead(nn.Module):
 
 
 def pooled(chances: Mapping[str, float], log_chances: Sequence[float]) -> dict[str, float]:
-    """The product of two opinions, normalised; within a status nothing is shifted.
+    """Both opinions in a logarithmic pool; within a status nothing is shifted.
 
     Args:
         chances: text of `embodied.model.plan.verdict_texts` → the language model's probability.
         log_chances: the head's log-probability of each status.
     """
-    factors = torch.tensor(log_chances, dtype=torch.float64)
-    factors = (factors - factors.max()).exp()
-    weights = dict(zip(STATUSES, factors.tolist(), strict=True))
-    products = {text: chance * weights[status_of(text)] for text, chance in chances.items()}
+    said = dict.fromkeys(STATUSES, _NEVER)
+    for text, chance in chances.items():
+        said[status_of(text)] += chance
+    seen = dict(zip(STATUSES, log_chances, strict=True))
+    logs = {s: HEAD_SHARE * seen[s] - HEAD_SHARE * math.log(said[s]) for s in STATUSES}
+    largest = max(logs[s] + math.log(said[s]) for s in STATUSES)
+    products = {t: c * math.exp(logs[status_of(t)] - largest) for t, c in chances.items()}
     total = sum(products.values())
     return {text: product / total for text, product in products.items()}
