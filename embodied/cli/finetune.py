@@ -240,6 +240,7 @@ def align(planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...] 
         raise ValueError("--leave_out leaves no episode and no record to learn from")
     agent = agent_settings(act_on) if act_on else {}
     policy = _fresh_policy(planner, act_on, options.horizon) if act_on else None
+    planner.forget_places()  # the former is about to change
     module, sampler = _to_align(planner, options, (act_on, extra, records), policy, left_out)
     print_trained(planner, module)
     figures = run_training("finetune", module, sampler, options)

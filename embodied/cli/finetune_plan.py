@@ -106,6 +106,8 @@ def finetune_plan(
     sampler = _sampler(planner, episodes, records, options, left_out)
     train_former = options.train_former and not words_only
     planner.former.requires_grad_(train_former)
+    if train_former:
+        planner.forget_places()
     planner.mapping.requires_grad_(not words_only or bool(options.records))
     if not (llm_parts.trained_parameters(planner.llm) or planner.mapping.weight.requires_grad):
         raise ValueError("stage words trains the adapter, and this planner has none")

@@ -371,6 +371,10 @@ class Planner(nn.Module):
             )
         }
 
+    def forget_places(self) -> None:
+        """Drop the place head, as it can read the tokens of one former only."""
+        self.place_head, self.config = None, replace(self.config, placed=())
+
     @torch.no_grad()
     def judge(self, clip: np.ndarray, subgoal: Subgoal, motion: str = "") -> Verdict:
         """Whether `subgoal` is done.
@@ -408,7 +412,7 @@ class Planner(nn.Module):
         if head is None:
             raise ValueError("this planner has no verdict head; train one in stage heads")
         texts = [JUDGE_TEXT.format(subgoal.text) for subgoal in subgoals]
-        seen = self.in_sight(vision.to(self.device)).float()
+        seen = self.in_sight(vision.to(head.former.queries.device)).float()
         return head(seen, text_states(head.former, self.embed_texts, texts), motions).log_softmax(1)
 
     def answer(self, clip: np.ndarray, question: str) -> str:

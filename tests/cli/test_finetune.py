@@ -207,6 +207,10 @@ def test_a_judge_goes_on_learning_and_later_stages_keep_it(run: Run) -> None:
     spoken = Planner.load(run("plan", model=judge, steps=1) / "planner")
     assert spoken.verdict_head is not None and spoken.config == first.config
     assert _same(spoken.verdict_head.state_dict(), one)
+    for changes in ({"stage": "plan", "train_former": True}, {"stage": "align"}):
+        other = Planner.load(run(**changes, model=judge, steps=1) / "planner")  # type: ignore[arg-type]
+        assert other.place_head is None and other.config.placed == ()  # of another former
+        assert other.verdict_head is not None and other.config.judged == first.config.judged
 
 
 def test_a_judge_needs_a_planner_and_episodes(run: Run) -> None:
