@@ -267,9 +267,9 @@ class Planner(nn.Module):
     def visual_tokens(self, vision: Tensor, text: str) -> Tensor:
         """Vision tokens, on any device, and the words at hand → tokens for the language model
         (1, Q, W)."""
-        return self.mapping(self._embodied(vision, text))
+        return self.mapping(self.embodied_tokens(vision, text))
 
-    def _embodied(self, vision: Tensor, text: str) -> Tensor:
+    def embodied_tokens(self, vision: Tensor, text: str) -> Tensor:
         """What the former's queries see, (1, Q, D)."""
         seen = self.in_sight(vision.to(self.device))
         return self.former(seen.float(), self.text_state(text))
@@ -348,7 +348,7 @@ class Planner(nn.Module):
         max_steps: int,
     ) -> Plan:
         offered = vocabulary.narrowed(tasks) if tasks else vocabulary
-        queries = self._embodied(vision, plan_text(instruction, offered.nouns))
+        queries = self.embodied_tokens(vision, plan_text(instruction, offered.nouns))
         places = self._places(queries, offered.nouns)
         prompt = plan_prompt(instruction, experience, tasks if len(vocabulary.tasks) > 1 else ())
         kind = self.config.thought

@@ -66,8 +66,13 @@ class RunTime:
         self.config = dataclasses.replace(preset("tiny"), thought=thought)
         self.prompts: list[str] = []
 
-    def visual_tokens(self, vision: torch.Tensor, text: str) -> None:
+    def embodied_tokens(self, vision: torch.Tensor, text: str) -> None:
         self.text = text
+
+    def mapping(self, queries: None) -> None: ...
+
+    visual_tokens = embodied_tokens
+    place_head, _places = None, Planner._places
 
     def decode(self, visual: None, prompt: str, grammar: str) -> Decoded:
         self.prompts.append(prompt)
