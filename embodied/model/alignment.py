@@ -4,7 +4,8 @@ Four uses of the former share one set of weights. Besides imitating actions, it 
 the nouns at hand in every camera's picture, to tell from a clip whether a sub-goal is done, and to
 tell the answer to a question from the other answers of the batch (InfoNCE, arXiv 1807.03748).
 The small heads for places, verdicts and answers exist for this training only: at run time the
-language model speaks for them, from the same embodied tokens.
+language model speaks for them, from the same embodied tokens. (The heads that are kept are trained
+afterwards, see `place_head.py` and `verdict_head.py`.)
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Vision encoder and base language model are frozen; the Embodied-former, the language mapping and
 the adapter are trained. Everything that the model says about a scene goes through the same path:
 vision tokens → Embodied-former, with the words at hand as its text → language mapping → visual
-tokens in front of the prompt.
+tokens in front of the prompt. Two small heads may help it: one says where a plan's things are, from
+the former's tokens, the other looks at a clip for itself and shares in the verdict.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def pooled(chances: Mapping[str, float], log_chances: Sequence[float]) -> dict[s
     for text, chance in chances.items():
         said[status_of(text)] += chance
     seen = dict(zip(STATUSES, log_chances, strict=True))
-    logs = {s: HEAD_SHARE * seen[s] - HEAD_SHARE * math.log(said[s]) for s in STATUSES}
+    logs = {s: HEAD_SHARE * (seen[s] - math.log(said[s])) for s in STATUSES}
     largest = max(logs[s] + math.log(said[s]) for s in STATUSES)
     products = {t: c * math.exp(logs[status_of(t)] - largest) for t, c in chances.items()}
     total = sum(products.values())
