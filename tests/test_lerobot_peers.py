@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import struct
@@ -18,8 +17,8 @@ import pytest
 
 from embodied.types import Observation
 from sims import scenes
+from tests.scripts import SCRIPTS, load_script
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 DRAWER = "metaworld/drawer-open-v3"
 
 _FAKE_SERVER = """
@@ -48,17 +47,9 @@ lerobot_server.serve(Fake(), sys.stdin.buffer, sink)
 """
 
 
-def _module(name: str) -> ModuleType:
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(SCRIPTS))
-
-
 @pytest.fixture(scope="module")
 def wire() -> ModuleType:
-    return _module("lerobot_wire")
+    return load_script("lerobot_wire")
 
 
 def _frame(wire: ModuleType, **arrays: np.ndarray) -> bytes:
@@ -145,7 +136,7 @@ def test_too_much_is_not_sent(wire: ModuleType, monkeypatch: pytest.MonkeyPatch)
 
 
 def _actor(limit: int = 99) -> Any:
-    peer = _module("lerobot_peer")
+    peer = load_script("lerobot_peer")
     return peer.LeRobotActor([sys.executable, "-c", _FAKE_SERVER, str(SCRIPTS), str(limit)])
 
 
@@ -168,7 +159,7 @@ def test_the_actor_gets_the_server_s_actions_and_begins_episodes_anew() -> None:
 
 
 def test_a_server_that_ends_ends_the_evaluation() -> None:
-    peer, actor = _module("lerobot_peer"), _actor(limit=2)
+    peer, actor = load_script("lerobot_peer"), _actor(limit=2)
     actor.begin(_seen(0), "open the drawer", scenes.catalogue()[DRAWER])
     actor.act(_seen(1))
     with pytest.raises(peer.ServerEnded, match="ended with status 3"):
@@ -178,7 +169,7 @@ def test_a_server_that_ends_ends_the_evaluation() -> None:
 
 
 def test_an_observation_that_lacks_something_is_refused(wire: ModuleType) -> None:
-    server = _module("lerobot_server")
+    server = load_script("lerobot_server")
     source = io.BytesIO(_frame(wire, state=np.zeros(4)))
     with pytest.raises(wire.WireError, match=r"lacks \['first'\], it has \['state'\]"):
         server.serve(None, source, io.BytesIO())
@@ -192,7 +183,7 @@ def _options(compare: ModuleType, folder: Path) -> Any:
 
 
 def test_a_folder_keeps_to_its_settings_and_other_environments_may_join(tmp_path: Path) -> None:
-    compare = _module("compare_lerobot")
+    compare = load_script("compare_lerobot")
     options = _options(compare, tmp_path / "new")
     compare.keep_settings(options)
     compare.keep_settings(replace(options, env="mw5", peers=("act",)))
@@ -206,7 +197,7 @@ def test_a_folder_keeps_to_its_settings_and_other_environments_may_join(tmp_path
 def test_the_others_get_the_seconds_that_ours_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare = _module("compare_lerobot")
+    compare = load_script("compare_lerobot")
     options = _options(compare, tmp_path)
     commands: list[list[str]] = []
 
@@ -230,7 +221,7 @@ def test_the_others_get_the_seconds_that_ours_took(
 def test_a_held_out_planner_is_tuned_and_its_seconds_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare, model, init = _module("compare_lerobot"), tmp_path / "model", tmp_path / "init"
+    compare, model, init = load_script("compare_lerobot"), tmp_path / "model", tmp_path / "init"
     known = {model: ("drawer-open",), init: ("drawer-open",)}
     monkeypatch.setattr(compare.few_shot, "left_out_of", lambda folder: known[folder])
     options = replace(_options(compare, tmp_path), model=model, init=init)
@@ -267,7 +258,7 @@ def test_a_held_out_planner_is_tuned_and_its_seconds_count(
 
 
 def test_a_training_that_was_interrupted_is_done_anew(tmp_path: Path) -> None:
-    compare = _module("compare_lerobot")
+    compare = load_script("compare_lerobot")
     begun = tmp_path / "act" / "train"
     begun.mkdir(parents=True)
     assert compare._spent(tmp_path / "act") is None
@@ -275,7 +266,7 @@ def test_a_training_that_was_interrupted_is_done_anew(tmp_path: Path) -> None:
 
 
 def test_a_layout_that_was_trained_on_is_found() -> None:
-    compare = _module("compare_lerobot")
+    compare = load_script("compare_lerobot")
     demo = type("Demo", (), {"env_id": DRAWER, "layout_sha": "ab"})
     compare.check_unseen([{"env": DRAWER, "layout_sha": "cd"}], [demo])
     with pytest.raises(ValueError, match="1 test layouts are those of demonstrations"):
@@ -283,7 +274,7 @@ def test_a_layout_that_was_trained_on_is_found() -> None:
 
 
 def test_the_table_says_what_was_spent_and_what_was_random(tmp_path: Path) -> None:
-    compare = _module("compare_lerobot")
+    compare = load_script("compare_lerobot")
     outcomes = ["success", "failure", "crash"]
     records = [{"outcome": o, "success": o == "success", "control_hz": 20.0} for o in outcomes]
     about = {"n_updates": 64, "n_parameters": 18_700_000, "backbone": "random", "seed": 0}
@@ -296,7 +287,7 @@ def test_the_table_says_what_was_spent_and_what_was_random(tmp_path: Path) -> No
 
 
 def test_an_endless_environment_hides_success_and_nothing_else() -> None:
-    bench = _module("bench_lerobot_eval")
+    bench = load_script("bench_lerobot_eval")
     env = scenes.make(DRAWER, render=False, horizon=2)
     endless = bench.Endless(env)
     endless.reset(seed=200_000)
