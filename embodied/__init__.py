@@ -16,7 +16,7 @@
     3  model/former.py     vision tokens + words → embodied tokens: the Embodied-former
     4  model/planner.py    embodied tokens + prompt → plan or verdict: a frozen LLM with an adapter
                            (llm.py the adapter, plan.py the plan language, decoding.py the grammar,
-                           verdict_head.py and place_head.py two small heads beside the LLM)
+                           verdict_head.py, place_head.py and answer_head.py: small heads beside it)
     5  model/features.py   (frame, sub-goal) → z_instance, z_global
     6  policies/           features + robot state → action chunk
     7  sims/               MuJoCo tasks behind gymnasium

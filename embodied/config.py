@@ -37,7 +37,9 @@ class ModelConfig:
         sight: what plans, verdicts and answers are made from; other than clip for ablations.
         verdict_head: the former of the second opinion on clips; None for the language model alone.
         judged: the sub-goals, as texts, that it was trained on; of others it has no opinion.
-        placed: the nouns that a head places in a plan's thought; none for the language model alone.
+        placed: the nouns, in every language, that a head places in thoughts and answers; none for
+            the language model alone.
+        answers: those that a head weighs against each other; none for the language model alone.
     """
 
     vision: str = "vit-small-dinov2"
@@ -56,6 +58,7 @@ class ModelConfig:
     verdict_head: FormerConfig | None = None
     judged: tuple[str, ...] = ()
     placed: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
     @property
     def global_width(self) -> int:
@@ -185,5 +188,6 @@ def from_dict(values: dict[str, Any]) -> ModelConfig:
         cameras=tuple(values.pop("cameras")),
         judged=tuple(values.pop("judged", ())),
         placed=tuple(values.pop("placed", ())),
+        answers=tuple(values.pop("answers", ())),
         **values,
     )

@@ -135,16 +135,40 @@ $embodied finetune --stage plan --model "$out/finer/planner" --look_at "$looked_
   --mix 12,4,6,26 --halts 1 --steps 435 --learning_rate 0.0004 --seed 21 --threads 1 \
   --features_dir "$features" --output_dir "$out/answers"
 
-# two small heads for Meta-World: a second opinion on clips, and where things are
+# three small heads: second opinions on clips and answers, and where things are
 $embodied record --env mt10 --n_episodes 60 --seed 30000 --noise 0.02 --fault_fraction 0.6 \
   --output_dir "$data/heads"
 $embodied record --env mt10 --n_episodes 40 --seed 35000 --noise 0.02 --fault_fraction 0.75 \
   --output_dir "$data/heads2"
 $embodied record --env mt50 --n_episodes 4 --seed 36000 --noise 0.02 --fault_fraction 0.6 \
   --output_dir "$data/heads3"
-$embodied finetune --stage heads --model "$out/answers/planner" \
-  --look_at "$data/heads,$data/heads2,$data/heads3" --steps 1800 --learning_rate 0.001 \
-  --weight_decay 0.05 --threads 1 --features_dir "$features" --output_dir "$out/heads"
+every_pair=$(.venv/bin/python -c 'import itertools; from sims.kitchen_elements import ELEMENTS
+print(",".join(f"kitchen/{a}+{b}" for a, b in itertools.permutations(ELEMENTS, 2)))')
+record heads_k1 --env kitchen --n_episodes 14 --seed 30000 --fault_fraction 0.6
+record heads_k2 --env kitchen/2 --n_episodes 50 --seed 31000 --fault_fraction 0.6
+record heads_one --env kitchen --n_episodes 40 --seed 43000 --fault_fraction 0.5
+record heads_two --env "$every_pair" --n_episodes 3 --seed 44000 --fault_fraction 0.4
+record heads_three --env kitchen/3 --n_episodes 20 --seed 46000 --level 2 --fault_fraction 0.3
+record heads_four --env kitchen/4 --n_episodes 50 --seed 45000 --fault_fraction 0.3
+acted() {
+  $embodied record --env "$2" --n_episodes "$3" --seed "$4" --horizon "$5" --beta "$6" --noise 0 \
+    --model "$out/answers/planner" --policy "$out/policy7/policy" --output_dir "$data/acted_$1"
+}
+acted one kitchen 10 40000 180 0.1
+acted two "$every_pair" 2 41000 320 0.15
+acted four kitchen/4 40 42000 560 0.2
+acted four2 kitchen/4 60 32000 560 0.15
+to_head=$data/heads,$data/heads2,$data/heads3
+for name in heads_k1 heads_k2 heads_one heads_two heads_three heads_four \
+  acted_one acted_two acted_four acted_four2; do
+  to_head=$to_head,$data/$name
+done
+$embodied finetune --stage heads --model "$out/answers/planner" --look_at "$to_head" --judge_in metaworld \
+  --steps 3800 --learning_rate 0.001 --weight_decay 0.05 --threads 1 \
+  --features_dir "$features" --output_dir "$out/second"
+$embodied finetune --stage places --model "$out/second/planner" --look_at "$to_head" \
+  --steps 10000 --learning_rate 0.002 --threads 1 \
+  --features_dir "$features" --output_dir "$out/heads"
 
 # 6. figures on starts and words that nothing was trained on; both robots
 mkdir -p "$out/policies"

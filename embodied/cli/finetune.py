@@ -6,7 +6,8 @@ well: captions, places and answers, spoken by the language model as it is.
 `words` trains the adapter to tell from the words alone which task is meant, or to refuse.
 `plan` trains mapping and adapter to say plans, verdicts and answers as well; the former is frozen,
 or learns along with `--train_former`.
-`heads` trains small heads beside the language model: one judges clips with it, one places things.
+`heads` and `places` train small heads beside the language model: two that judge clips and weigh
+answers with it, one that says where things are.
 
 Records of EgoCOT (`--records`) add questions and captions to `words`, which then trains the mapping
 too, and to `plan` their plans and verdicts as well.
@@ -69,7 +70,7 @@ class FinetuneOptions(StartOptions, LoopOptions):
     """What to train, on what.
 
     Args:
-        stage: align, words, plan or heads; 1, 2 and 3 are the first three.
+        stage: align, words, plan, heads or places; 1, 2 and 3 are the first three.
         dataset: data sets to imitate and to look at, comma-separated.
         look_at: more data sets, for plans and verdicts only, comma-separated.
         records: folders of EgoCOT records, comma-separated; see data/egocot/README.md.
@@ -93,6 +94,8 @@ class FinetuneOptions(StartOptions, LoopOptions):
             three are of the episodes or, when there are none, of the records. With both, three
             more numbers are plans, verdicts and answers of the records, which have 6,4,6 otherwise.
             The stage's own numbers when empty.
+        judge_in: in stage heads, the simulators where the verdict head is heard, comma-separated;
+            all that it learns from when empty. Elsewhere the language model judges alone.
         features_dir: where frozen features are cached.
         save_every: steps between saved states; 0 to save at the end only.
         gradient_checkpointing: compute the language model's layers again in the backward pass:
@@ -100,7 +103,7 @@ class FinetuneOptions(StartOptions, LoopOptions):
         threads: CPU threads; torch's own choice when 0.
     """
 
-    stage: Literal["align", "words", "plan", "heads", "1", "2", "3"]
+    stage: Literal["align", "words", "plan", "heads", "places", "1", "2", "3"]
     output_dir: Path
     _: KW_ONLY
     dataset: str = ""
@@ -115,6 +118,7 @@ class FinetuneOptions(StartOptions, LoopOptions):
     horizon: int = 8
     batch_size: int = 0
     mix: str = ""
+    judge_in: str = ""
     features_dir: Path = Path("outputs/features")
     save_every: int = 100
     gradient_checkpointing: bool = False
@@ -201,6 +205,10 @@ def finetune(options: FinetuneOptions) -> int:
         from embodied.cli.finetune_heads import finetune_heads
 
         return finetune_heads(planner, options, left_out)
+    if options.stage == "places":
+        from embodied.cli.finetune_places import finetune_places
+
+        return finetune_places(planner, options, left_out)
     from embodied.cli.finetune_plan import finetune_plan
 
     return finetune_plan(planner, options, left_out)
@@ -208,10 +216,11 @@ def finetune(options: FinetuneOptions) -> int:
 
 def _check_given(options: FinetuneOptions) -> None:
     """Raises ValueError when the stage has nothing to learn from, or cannot use what is given."""
-    if options.stage == "heads" and options.model is None:
-        raise ValueError("stage heads adds to a planner: give its --model")
-    if options.stage == "heads" and not (options.dataset or options.look_at):
-        raise ValueError("stage heads needs recorded episodes: give --dataset or --look_at")
+    stage = options.stage
+    if stage in ("heads", "places") and options.model is None:
+        raise ValueError(f"stage {stage} adds to a planner: give its --model")
+    if stage in ("heads", "places") and not (options.dataset or options.look_at):
+        raise ValueError(f"stage {stage} needs recorded episodes: give --dataset or --look_at")
     if options.few_shot and options.stage != "plan":
         raise ValueError("--few_shot is for stage plan")
     check_min_score(options.min_score)
@@ -219,6 +228,8 @@ def _check_given(options: FinetuneOptions) -> None:
         raise ValueError(f"--halts must be 0 or more, got {options.n_halts}")
     if options.mix and options.stage != "plan":
         raise ValueError("--mix is for stage plan")
+    if options.judge_in and options.stage != "heads":
+        raise ValueError("--judge_in is for stage heads")
     given = options.dataset or options.look_at or options.records
     if options.stage != "words" and not given:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""The stage of `embodied finetune` that trains small heads beside the language model: heads.
+"""The stage of `embodied finetune` that trains second opinions on clips and answers: heads.
 
-One gives a second opinion on clips, the other places things in a plan's thought.
+Two small heads beside the language model, with one small former between them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from embodied.cli.stages import trained_on
 from embodied.cli.training import run_training
 from embodied.cli.unseen import looked_at_notes
 from embodied.config import with_verdict_head
-from embodied.egocot.dataset import Recorded, nouns_at_hand
+from embodied.egocot.dataset import Recorded
 from embodied.egocot.former_batches import AlignmentSampler, FormerBatch
 from embodied.egocot.halting import with_halts
+from embodied.egocot.questions import TO_LEARN, closed_answers
 from embodied.egocot.verdict_batches import VerdictBatch, VerdictSampler
-from embodied.model.alignment import place_loss
-from embodied.model.former import text_states
-from embodied.model.place_head import PlaceHead
-from embodied.model.planner import Planner
+from embodied.model.answer_head import AnswerHead
+from embodied.model.planner import QUESTION_TEXT, Planner
 from embodied.model.verdict_head import VerdictHead
 from embodied.processes import Processes
 from embodied.sharing import Fractions, scaled
@@ -35,19 +34,19 @@ from sims import language
 if TYPE_CHECKING:
     from embodied.cli.finetune import FinetuneOptions
 
-_CLIPS, _SCENES = 48, 32
+_CLIPS, _QUESTIONS = 48, 64
 _HIDDEN_PATCHES = 0.15
 """The share of a clip's patches that are blacked out in training, so that no single one decides."""
-_PLACE_WEIGHT = 10.0
-"""Places are in 0..1, and their errors small numbers; the heads share no weight."""
+_ANSWER_WEIGHT = 0.5
+"""The answer head shares the verdict head's former, and verdicts come first."""
 
 
 @dataclass(frozen=True)
 class HeadsBatch:
-    """Clips to judge, and scenes in which to find what a plan is about."""
+    """Clips to judge, and questions about clips."""
 
     judge: VerdictBatch
-    find: FormerBatch
+    ask: FormerBatch
 
 
 class HeadsSampler:
@@ -55,23 +54,25 @@ class HeadsSampler:
 
     Args:
         episodes: with failures among them.
-        size: samples a batch, three of five of them clips; 0 for the usual number.
+        size: samples a batch, three of seven of them to judge; 0 for the usual number.
         left_out: tasks that nothing is said of.
     """
 
     def __init__(
         self, episodes: Sequence[Recorded], size: int, seed: int, left_out: tuple[str, ...] = ()
     ) -> None:
-        n_clips, n_scenes = scaled((_CLIPS, _SCENES), size)
+        n_clips, n_questions = scaled((_CLIPS, _QUESTIONS), size)
         self._judge = VerdictSampler(episodes, n_clips, seed)
         phrases = language.Phrases(left_out)
-        sizes = (0, n_scenes, 0, 0)
-        self._find = AlignmentSampler([], episodes, phrases, 1, sizes=sizes, seed=seed)
+        sizes = (0, 0, 0, n_questions)
+        self._ask = AlignmentSampler(
+            [], episodes, phrases, 1, sizes=sizes, seed=seed, asked_for=TO_LEARN
+        )
 
     def __call__(self, step: int) -> HeadsBatch:
-        find = self._find(step).plan
-        assert find is not None
-        return HeadsBatch(self._judge(step), find)
+        ask = self._ask(step).ask
+        assert ask is not None
+        return HeadsBatch(self._judge(step), ask)
 
 
 class Heads(nn.Module):
@@ -80,51 +81,61 @@ class Heads(nn.Module):
     def __init__(self, planner: Planner) -> None:
         super().__init__()
         self._planner = [planner]  # in a list, so that the rest is no sub-module
-        assert planner.verdict_head is not None and planner.place_head is not None
+        assert planner.verdict_head is not None and planner.answer_head is not None
         self.verdict_head: VerdictHead = planner.verdict_head
-        self.place_head: PlaceHead = planner.place_head
+        self.answer_head: AnswerHead = planner.answer_head
 
     def counts(self, batch: HeadsBatch) -> dict[str, float]:
         """Over how many things each part of the loss is a mean."""
-        known = float(torch.isfinite(_in_sight(batch.find)).sum())
-        return {"verdict": len(batch.judge.subgoals), "place": known}
+        return {"verdict": len(batch.judge.subgoals), "answer": len(self._told(batch.ask))}
 
     def loss(
         self, batch: HeadsBatch, fractions: Fractions | None = None
     ) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of verdicts and mean error of places, each times its weight.
+        """Cross-entropy of verdicts and of answers, each times its weight.
 
         Args:
             fractions: each part's, when the batch is a share, see `embodied.sharing`.
         """
-        of = fractions or {"verdict": 1.0, "place": 1.0}
+        of = fractions or {"verdict": 1.0, "answer": 1.0}
         told = self._judged(batch.judge)
         verdict = of["verdict"] * verdict_loss(told, batch.judge.verdict, batch.judge.is_sure)
         right = of["verdict"] * told.argmax(1).eq(batch.judge.verdict).float().mean()
-        place = of["place"] * place_loss(self._placed(batch.find), _in_sight(batch.find))
-        figures = {"verdict": verdict, "verdict_acc": right, "place": place}
-        total = verdict + _PLACE_WEIGHT * place
+        answer, known = (of["answer"] * part for part in self._answered(batch.ask))
+        figures = {"verdict": verdict, "verdict_acc": right}
+        figures |= {"answer": answer, "answer_acc": known}
+        total = verdict + _ANSWER_WEIGHT * answer
         return total, {name: float(value.detach()) for name, value in figures.items()}
 
     def _judged(self, batch: VerdictBatch) -> Tensor:
-        vision = batch.vision
-        shown = torch.rand(*vision.shape[:2], 1, vision.shape[3], 1, device=vision.device)
-        vision = vision * (shown >= _HIDDEN_PATCHES)
+        vision = _partly_hidden(batch.vision)
         with torch.autocast(vision.device.type, torch.bfloat16):
             return self._planner[0].second_opinion(vision, batch.subgoals, batch.motions)
 
-    def _placed(self, batch: FormerBatch) -> Tensor:
-        planner = self._planner[0]
-        former = planner.former.to(batch.vision.device)  # it is no part of this module
-        with torch.no_grad(), torch.autocast(batch.vision.device.type, torch.bfloat16):
-            text = text_states(former, planner.embed_texts, batch.texts)
-            queries = former(planner.in_sight(batch.vision), text)
-        return self.place_head(queries)
+    def _told(self, batch: FormerBatch) -> list[int]:
+        """The rows whose answer the head weighs: captions and places it does not."""
+        known = set(self._planner[0].config.answers)
+        return [i for i, answer in enumerate(batch.answers or []) if answer in known]
+
+    def _answered(self, batch: FormerBatch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the answers, and the share of them that are right."""
+        planner, rows = self._planner[0], self._told(batch)
+        if not rows or batch.answers is None:
+            return batch.vision.new_zeros(()), batch.vision.new_zeros(())
+        vision = _partly_hidden(batch.vision[rows])
+        questions = [batch.texts[row].removeprefix(QUESTION_TEXT.format("")) for row in rows]
+        with torch.autocast(vision.device.type, torch.bfloat16):
+            log_chances = planner.answer_chances(vision, questions)
+        numbers = [planner.config.answers.index(batch.answers[row]) for row in rows]
+        wanted = torch.tensor(numbers, device=log_chances.device)
+        right = log_chances.argmax(1).eq(wanted).float().mean()
+        return F.nll_loss(log_chances, wanted), right
 
 
-def _in_sight(batch: FormerBatch) -> Tensor:
-    """(B, N_PLACES, 2), the places in the first camera's picture, which a thought tells."""
-    return batch.places[:, :, 0]
+def _partly_hidden(vision: Tensor) -> Tensor:
+    """Vision tokens with some patches blacked out, the same ones in all of a clip's frames."""
+    shown = torch.rand(*vision.shape[:2], 1, vision.shape[3], 1, device=vision.device)
+    return vision * (shown >= _HIDDEN_PATCHES)
 
 
 def verdict_loss(log_chances: Tensor, verdict: Tensor, is_sure: Tensor) -> Tensor:
@@ -144,7 +155,7 @@ def verdict_loss(log_chances: Tensor, verdict: Tensor, is_sure: Tensor) -> Tenso
 def finetune_heads(
     planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...] = ()
 ) -> int:
-    """Train both heads, fresh ones where there are none. Returns the exit status.
+    """Train the heads, fresh ones where there are none. Returns the exit status.
 
     Raises:
         ValueError: what is left out leaves nothing.
@@ -155,10 +166,21 @@ def finetune_heads(
     episodes = without(load_datasets(planner, names, options.features_dir), left_out)
     judged = with_halts(episodes, options.n_halts, options.seed)
     sampler = HeadsSampler(judged, options.batch_size, options.seed, left_out)
-    _give_heads(planner, episodes)
+    _give_heads(planner, episodes, options.judge_in)
     module = Heads(planner)
     print_trained(planner, module)
     figures = run_training("finetune", module, sampler, options)
+    return save_heads(planner, options, episodes, figures, left_out)
+
+
+def save_heads(
+    planner: Planner,
+    options: FinetuneOptions,
+    episodes: Sequence[Recorded],
+    figures: dict[str, float],
+    left_out: tuple[str, ...],
+) -> int:
+    """Write the planner with what its heads were trained on. Returns the exit status."""
     if not Processes.here().is_main:
         return 0
     notes: dict[str, Any] = trained_on(options, (options.model, options.adapter_from))
@@ -169,15 +191,28 @@ def finetune_heads(
     return 0
 
 
-def _give_heads(planner: Planner, episodes: Sequence[Recorded]) -> None:
-    """Heads that are not there yet, and what they will have been trained on."""
-    subgoals = {s for episode in episodes for s in episode.meta.plan.subgoals}
+def _give_heads(planner: Planner, episodes: Sequence[Recorded], judge_in: str) -> None:
+    """Heads that are not there yet, and what they will have been trained on.
+
+    Raises:
+        ValueError: no episode is of a simulator of `judge_in`.
+    """
+    robots = {episode.meta.env_id.partition("/")[0] for episode in episodes}
+    heard = {name.strip() for name in judge_in.split(",") if name.strip()} or robots
+    if unknown := heard - robots:
+        raise ValueError(f"--judge_in {judge_in}: no episode is of {sorted(unknown)}")
+    judges = (e for e in episodes if e.meta.env_id.partition("/")[0] in heard)
+    subgoals = {s for episode in judges for s in episode.meta.plan.subgoals}
     config = with_verdict_head(planner.config)
     assert config.verdict_head is not None
     if planner.verdict_head is None:
         planner.verdict_head = VerdictHead(config.verdict_head).to(planner.device)
-    if planner.place_head is None:
-        planner.place_head = PlaceHead(config.former).to(planner.device)
+    answers = closed_answers(episodes)
+    if planner.answer_head is None:
+        planner.answer_head = AnswerHead(planner.verdict_head).to(planner.device)
     judged = {s.text for s in subgoals}.union(config.judged)
-    placed = {noun for s in subgoals for noun in nouns_at_hand(s)}.union(config.placed)
-    planner.config = replace(config, judged=tuple(sorted(judged)), placed=tuple(sorted(placed)))
+    planner.config = replace(
+        config,
+        judged=tuple(sorted(judged)),
+        answers=tuple(sorted(answers.union(config.answers))),
+    )

@@ -108,6 +108,8 @@ def finetune_plan(
     planner.former.requires_grad_(train_former)
     if train_former:
         planner.forget_places()
+    if not words_only:
+        planner.forget_answers()
     planner.mapping.requires_grad_(not words_only or bool(options.records))
     if not (llm_parts.trained_parameters(planner.llm) or planner.mapping.weight.requires_grad):
         raise ValueError("stage words trains the adapter, and this planner has none")

@@ -77,7 +77,7 @@ def model_card(config: ModelConfig, notes: Mapping[str, Any], tensors: Mapping[s
         image_size=config.image_size,
         llm=config.llm,
         former=config.former,
-        head=", heads for verdicts and places" if config.placed else "",
+        head=", heads for verdicts, places and answers" if config.placed else "",
         n_own=sum(sizes.values()) - n_adapter,
         adapter=_adapter_words(config),
         n_adapter=n_adapter,

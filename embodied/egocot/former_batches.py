@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,8 @@ from embodied.egocot.dataset import (
     serving_subgoals,
     verdict_of,
 )
-from embodied.egocot.questions import draw_question
+from embodied.egocot.questions import AS_EVALUATED, draw_question
+from embodied.egocot.wordings import Kind
 from embodied.model.features import IMAGE_EVERY, n_images
 from embodied.model.planner import CONTROL_TEXT, JUDGE_TEXT, QUESTION_TEXT, plan_text
 from embodied.types import STATUSES
@@ -75,6 +76,7 @@ class AlignmentSampler:
         phrases: how tasks are asked for.
         horizon: H, actions in a chunk.
         sizes: how many samples of control, plan, verdict and answer a batch has.
+        asked_for: how often each kind of question is asked, against the others.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class AlignmentSampler:
         horizon: int,
         sizes: tuple[int, int, int, int] = (48, 12, 16, 0),
         seed: int = 0,
+        asked_for: Mapping[Kind, float] = AS_EVALUATED,
     ) -> None:
+        self._asked_for = asked_for
         self._act_on = [e for e in act_on if is_imitable(e.meta)]
         if act_on and not self._act_on:
             raise ValueError("no successful episode to imitate among those given")
@@ -168,7 +172,7 @@ class AlignmentSampler:
         )
 
     def _ask(self, rng: np.random.Generator, size: int) -> FormerBatch:
-        asked = [draw_question(rng, self._all_by_task) for _ in range(size)]
+        asked = [draw_question(rng, self._all_by_task, self._asked_for) for _ in range(size)]
         answers = ["" if a.kind == "where" else a.answer for a in asked]
         return FormerBatch(
             vision=_stack([a.episode.clip(a.step) for a in asked]),

@@ -7,7 +7,7 @@ often, and so does each of two possible answers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,7 +28,7 @@ from embodied.model.plan import GRIPPER
 
 ALL_DONE = "nothing, it is done"
 
-_SHARES: Mapping[Kind, float] = {
+AS_EVALUATED: Mapping[Kind, float] = {
     "doing": 1.5,
     "holding": 1.0,
     "holds": 1.0,
@@ -41,7 +41,7 @@ _SHARES: Mapping[Kind, float] = {
     "caption": 1.5,
 }
 """How often each kind is asked, against the others."""
-TO_LEARN: Mapping[Kind, float] = {**_SHARES, "doing": 3.0, "where": 3.0, "caption": 2.5}
+TO_LEARN: Mapping[Kind, float] = {**AS_EVALUATED, "doing": 3.0, "where": 3.0, "caption": 2.5}
 """The same for the language model to learn from: its answers to these need the most looking."""
 _EITHER: Mapping[Kind, tuple[str, str]] = {
     "holding": ("nothing", "the "),
@@ -60,6 +60,8 @@ _FINGERS: Mapping[str, tuple[slice, float, float]] = {
 }
 """A robot's fingers in its state; their sum up to which they are closed and from which open."""
 _TRIES = 50
+_SAMPLED_EVERY = 8
+"""Steps between the moments at which all that is true is gathered."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,17 @@ class Asked:
     nouns: Sequence[str] = ()
 
 
+def closed_answers(episodes: Iterable[Recorded]) -> set[str]:
+    """All that may be answered about some clips, but captions and places."""
+    return {
+        fact.answer
+        for episode in episodes
+        for step in range(IMAGE_EVERY, episode.span.length, _SAMPLED_EVERY)
+        for fact in facts_at(episode, step)
+        if fact.kind not in ("caption", "where")
+    }
+
+
 def questions_for(episode: Recorded, step: int, rng: np.random.Generator) -> tuple[str, str]:
     """A question about the clip that ends at `step`, and its answer.
 
@@ -104,7 +117,7 @@ def questions_for(episode: Recorded, step: int, rng: np.random.Generator) -> tup
 def draw_question(
     rng: np.random.Generator,
     by_task: Mapping[str, Sequence[Recorded]],
-    shares: Mapping[Kind, float] = _SHARES,
+    shares: Mapping[Kind, float] = AS_EVALUATED,
 ) -> Asked:
     """A question about a clip of any episode, of a kind and with an answer that are drawn first.
 
@@ -162,7 +175,7 @@ def _ask(episode: Recorded, step: int, facts: Sequence[Fact], rng: np.random.Gen
     if not facts:
         raise ValueError(f"nothing is known of step {step} of {episode.meta.env_id}")
     n_alike = Counter(fact.kind for fact in facts)
-    weights = np.array([_SHARES[f.kind] * f.weight / n_alike[f.kind] for f in facts])
+    weights = np.array([AS_EVALUATED[f.kind] * f.weight / n_alike[f.kind] for f in facts])
     fact = facts[int(rng.choice(len(facts), p=weights / weights.sum()))]
     return Asked(episode, step, fact.kind, _worded(fact, rng), fact.answer, fact.nouns)
 

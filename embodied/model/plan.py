@@ -35,6 +35,7 @@ REFUSE = "refuse"
 NOTHING = "nothing in view"
 
 _PLACE = re.compile(r"([a-z][a-z ]*?) at \((\d{1,3}), (\d{1,3})\)")
+_ANSWERED_PLACE = re.compile(r"at \((\d{1,3}), (\d{1,3})\)")
 _STEP = re.compile(r"^(\d{1,2})\. (.+)$")
 
 REASONS: Mapping[str, tuple[str, ...]] = {
@@ -75,6 +76,17 @@ def thought_text(places: Mapping[str, tuple[float, float]], kind: ThoughtKind = 
 def _on_grid(place: tuple[float, float]) -> tuple[int, ...]:
     """x and y in 0..1 → pixels of a picture of `GRID`."""
     return tuple(min(int(part * GRID), GRID - 1) for part in place)
+
+
+def spoken_place(x: float, y: float) -> str:
+    """x and y in 0..1 → as an answer tells a place, `at (104, 88)`."""
+    return "at ({}, {})".format(*_on_grid((x, y)))
+
+
+def read_place(answer: str) -> tuple[float, float] | None:
+    """The place, in 0..1, that an answer tells; None when it tells something else."""
+    found = _ANSWERED_PLACE.fullmatch(answer.strip())
+    return None if found is None else (int(found[1]) / GRID, int(found[2]) / GRID)
 
 
 def _thought(parts: Iterable[str]) -> str:

@@ -3,8 +3,9 @@
 Vision encoder and base language model are frozen; the Embodied-former, the language mapping and
 the adapter are trained. Everything that the model says about a scene goes through the same path:
 vision tokens → Embodied-former, with the words at hand as its text → language mapping → visual
-tokens in front of the prompt. Two small heads may help it: one says where a plan's things are, from
-the former's tokens, the other looks at a clip for itself and shares in the verdict.
+tokens in front of the prompt. Small heads may help it: one says where things are, from the former's
+tokens and the picture, one looks at a clip for itself and shares in the verdict, and one weighs
+answers by what that one has seen.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from embodied.config import ModelConfig, from_dict, to_dict
 from embodied.model import llm as llm_parts
 from embodied.model import routing
 from embodied.model.adapter_files import adapter_files, read_adapters
+from embodied.model.answer_head import N_WEIGHED, AnswerHead, weighed
 from embodied.model.decoding import GrammarDecoder
 from embodied.model.former import EmbodiedFormer, TextState, text_states
 from embodied.model.place_head import PlaceHead
@@ -36,6 +38,8 @@ from embodied.model.plan import (
     likeliest_verdict,
     parse_plan,
     plan_grammar,
+    read_place,
+    spoken_place,
     verdict_texts,
 )
 from embodied.model.routing import Route
@@ -83,6 +87,9 @@ class Planner(nn.Module):
         self.mapping = nn.Linear(config.former.width, width)
         head = config.verdict_head
         self.verdict_head = None if head is None else VerdictHead(head)
+        self.answer_head = None
+        if self.verdict_head is not None and config.answers:
+            self.answer_head = AnswerHead(self.verdict_head)
         self.place_head = PlaceHead(config.former) if config.placed else None
         self._match_scale_of_words(language)
         self.llm = llm_parts.add_adapter(language, config.adapter)
@@ -175,6 +182,7 @@ class Planner(nn.Module):
             "former": self.former,
             "mapping": self.mapping,
             "verdict_head": self.verdict_head,
+            "answer_head": self.answer_head,
             "place_head": self.place_head,
         }
         return [(name, part) for name, part in parts.items() if part is not None]
@@ -350,21 +358,23 @@ class Planner(nn.Module):
     ) -> Plan:
         offered = vocabulary.narrowed(tasks) if tasks else vocabulary
         queries = self.embodied_tokens(vision, plan_text(instruction, offered.nouns))
-        places = self._places(queries, offered.nouns)
+        places = self._places(queries, vision, offered.nouns)
         prompt = plan_prompt(instruction, experience, tasks if len(vocabulary.tasks) > 1 else ())
         kind = self.config.thought
         grammar = plan_grammar(offered, max_steps, kind, places)
         decoded = self.decoder.decode(self.mapping(queries), prompt, grammar)
         return parse_plan(decoded.text, instruction, offered, kind)
 
-    def _places(self, queries: Tensor, nouns: Sequence[str]) -> dict[str, tuple[float, float]]:
+    def _places(
+        self, queries: Tensor, vision: Tensor, nouns: Sequence[str]
+    ) -> dict[str, tuple[float, float]]:
         """Noun → x and y in 0..1, where the place head was trained on all of them."""
         things = [noun for noun in nouns if noun != GRIPPER]
         if self.place_head is None or len(things) >= N_PLACES:
             return {}
         if not set(things) <= set(self.config.placed):
             return {}
-        points = self.place_head(queries)[0].clamp(0.0, 1.0).tolist()
+        points = self._points(queries, vision)
         return {
             noun: (x, y)
             for noun, (x, y) in zip(
@@ -372,9 +382,20 @@ class Planner(nn.Module):
             )
         }
 
+    def _points(self, queries: Tensor, vision: Tensor) -> list[list[float]]:
+        """x and y in 0..1 of each of the head's places."""
+        assert self.place_head is not None
+        seen = self.in_sight(vision.to(self.device))
+        points: list[list[float]] = self.place_head(queries, seen)[0].clamp(0.0, 1.0).tolist()
+        return points
+
     def forget_places(self) -> None:
         """Drop the place head, as it can read the tokens of one former only."""
         self.place_head, self.config = None, replace(self.config, placed=())
+
+    def forget_answers(self) -> None:
+        """Drop the answer head: the language model is about to learn answers that it lacks."""
+        self.answer_head, self.config = None, replace(self.config, answers=())
 
     @torch.no_grad()
     def judge(self, clip: np.ndarray, subgoal: Subgoal, motion: str = "") -> Verdict:
@@ -426,8 +447,48 @@ class Planner(nn.Module):
     @torch.no_grad()
     def answer_tokens(self, vision: Tensor, question: str) -> str:
         """The same from the clip's vision tokens (1, cameras, T', N, W)."""
-        visual = self.visual_tokens(vision, QUESTION_TEXT.format(question))
-        return self.decoder.speak(visual, question_prompt(question))
+        queries = self.embodied_tokens(vision, QUESTION_TEXT.format(question))
+        visual = self.mapping(queries)
+        said = self.decoder.speak(visual, question_prompt(question))
+        if said in self.config.answers:
+            return self._weighed(vision, visual, question, said)
+        if read_place(said) is not None and self._finds(question):
+            return spoken_place(*self._points(queries, vision)[0])
+        return said
+
+    def _weighed(self, vision: Tensor, visual: Tensor, question: str, said: str) -> str:
+        """The likeliest of what was said and what the answer head holds likely, by both."""
+        answers = self.config.answers
+        log_chances = self.answer_chances(vision, [question])[0].cpu()
+        chosen = log_chances.topk(min(N_WEIGHED, len(answers))).indices.tolist()
+        chosen = list(dict.fromkeys([answers.index(said), *chosen]))
+        options = [answers[i] for i in chosen]
+        scores = self.decoder.score(visual, question_prompt(question), options)
+        return weighed(log_chances, scores, answers, chosen)
+
+    def _finds(self, question: str) -> bool:
+        """Whether it names something that the place head was trained to find."""
+        if self.place_head is None:
+            return False
+        return any(noun in question.lower() for noun in self.config.placed)
+
+    def answer_chances(self, vision: Tensor, questions: Sequence[str]) -> Tensor:
+        """The answer head's log-probabilities (B, answers), in the order of `config.answers`.
+
+        Args:
+            vision: clips' vision tokens (B, cameras, T', N, W), on any device.
+
+        Raises:
+            ValueError: the planner has no answer head.
+        """
+        if self.answer_head is None or self.verdict_head is None:
+            raise ValueError("this planner has no answer head; train one in stage heads")
+        former = self.verdict_head.former
+        texts = [QUESTION_TEXT.format(question) for question in questions]
+        seen = self.in_sight(vision.to(former.queries.device)).float()
+        looked = self.verdict_head.look(seen, text_states(former, self.embed_texts, texts))
+        answers = text_states(former, self.embed_texts, [*self.config.answers])
+        return self.answer_head(looked, answers).log_softmax(1)
 
 
 def read_planner(folder: Path) -> tuple[dict[str, Tensor], ModelConfig]:

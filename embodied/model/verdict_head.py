@@ -41,11 +41,20 @@ class VerdictHead(nn.Module):
         self.motion = nn.Embedding(len(MOTIONS), config.width)
         self.squeeze = nn.Linear(config.width, _SQUEEZED)
         self.out = nn.Sequential(
-            nn.Linear(_SQUEEZED * config.n_queries + config.width, _HIDDEN),
+            nn.Linear(self.seen_width + config.width, _HIDDEN),
             nn.GELU(),
             nn.Dropout(0.1),
             nn.Linear(_HIDDEN, len(STATUSES)),
         )
+
+    @property
+    def seen_width(self) -> int:
+        """Width of what `look` gives."""
+        return _SQUEEZED * self.former.config.n_queries
+
+    def look(self, vision: Tensor, text: TextState) -> Tensor:
+        """Vision tokens (B, cameras, T', N, W) and B texts → (B, seen_width)."""
+        return self.squeeze(self.former(vision, text)).flatten(1)
 
     def forward(self, vision: Tensor, text: TextState, motions: Sequence[str]) -> Tensor:
         """Vision tokens (B, cameras, T', N, W) → (B, statuses), float32.
@@ -57,7 +66,7 @@ class VerdictHead(nn.Module):
         Raises:
             ValueError: a motion is none of them.
         """
-        seen = self.squeeze(self.former(vision, text)).flatten(1)
+        seen = self.look(vision, text)
         felt = self.motion(torch.tensor([MOTIONS.index(m) for m in motions], device=vision.device))
         logits: Tensor = self.out(torch.cat([seen.float(), felt.float()], 1))
         return logits.float()

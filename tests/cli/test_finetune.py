@@ -22,6 +22,7 @@ from embodied.cli import finetune_plan as stages_of_speech
 from embodied.cli.assemble import load_agent, load_policy
 from embodied.cli.finetune import FinetuneOptions, agent_settings, finetune
 from embodied.cli.finetune_heads import Heads, HeadsSampler, verdict_loss
+from embodied.cli.finetune_places import Places, PlacesSampler
 from embodied.cli.finetune_plan import Speech
 from embodied.cli.main import main
 from embodied.cli.shares import align_shares, plan_shares, words_shares
@@ -30,31 +31,36 @@ from embodied.egocot.dataset import Recorded
 from embodied.egocot.former_batches import AlignmentSampler
 from embodied.egocot.halting import with_halts
 from embodied.egocot.own_words import OwnWords
+from embodied.egocot.wordings import CHINESE
 from embodied.episodes import DatasetReader
 from embodied.model.alignment import Alignment
 from embodied.model.llm import chat
+from embodied.model.place_head import PlaceHead
 from embodied.model.planner import Planner, question_prompt
 from embodied.model.routing import ROUTE_PROMPT
 
-STAGES = ("align", "words", "plan", "heads")
+STAGES = ("align", "words", "plan", "heads", "places")
 TRAINED = {
     "align": {"former"},
     "words": {"adapter"},
     "plan": {"adapter", "mapping"},
-    "heads": {"verdict_head", "place_head"},
+    "heads": {"verdict_head", "answer_head"},
+    "places": {"place_head"},
 }
 ALIGN_HEADS = {"place_head", "place_squeeze", "verdict_head", "verdict_squeeze"}
 MODULES = {
     "align": {"former", "policy", *ALIGN_HEADS},
     "words": {"llm"},
     "plan": {"llm", "mapping"},
-    "heads": {"verdict_head", "place_head"},
+    "heads": {"verdict_head", "answer_head"},
+    "places": {"place_head"},
 }
 FIGURES = {
     "align": {"action", "done", "place", "verdict_acc"},
     "words": {"task"},
     "plan": {"task", "plan", "verdict", "answer"},
-    "heads": {"verdict", "verdict_acc", "place"},
+    "heads": {"verdict", "verdict_acc", "answer", "answer_acc"},
+    "places": {"place"},
 }
 STEPS = 3
 
@@ -164,6 +170,8 @@ def test_every_part_is_said_to_be_trained_or_frozen(
         if stage == "align"
         else Heads(planner)
         if stage == "heads"
+        else Places(planner.place_head)  # type: ignore[arg-type]
+        if stage == "places"
         else Speech(planner)
     )
     stages.print_trained(planner, module)
@@ -176,7 +184,8 @@ def test_every_part_is_said_to_be_trained_or_frozen(
         assert sum(said[name]) == sum(p.numel() for p in part.parameters())
     adapter = sum(p.numel() for n, p in planner.llm.named_parameters() if "lora_" in n)
     trains = {"former": {"align"}, "mapping": {"plan"}, "llm": {"words", "plan"}, "vision": set()}
-    trains |= {name: {"heads"} for name in TRAINED["heads"]} if stage == "heads" else {}
+    if stage in ("heads", "places"):
+        trains |= {name: {stage} for name in TRAINED[stage]}
     for name, in_stages in trains.items():
         whole = adapter if name == "llm" else sum(said[name])
         assert said[name][0] == (whole if stage in in_stages else 0), name
@@ -199,25 +208,69 @@ def test_a_judge_goes_on_learning_and_later_stages_keep_it(run: Run) -> None:
     first = Planner.load(judge)
     assert first.verdict_head is not None
     assert first.config.judged == ("press in(coffee button)", "reach(coffee button)")
-    assert first.config.placed == ("coffee button",) and first.place_head is not None
+    assert first.answer_head is not None and first.place_head is None
+    assert {"yes", "no", "reaching the coffee button"} <= {*first.config.answers}
     again = Planner.load(run("heads", model=judge, steps=1) / "planner")
     one, two = (p.verdict_head.state_dict() for p in (first, again))  # type: ignore[union-attr]
     largest = max(float((one[k] - two[k]).abs().max()) for k in one)
     assert 0 < largest < 0.1  # a step away, not begun anew
     spoken = Planner.load(run("plan", model=judge, steps=1) / "planner")
-    assert spoken.verdict_head is not None and spoken.config == first.config
+    assert spoken.verdict_head is not None and spoken.answer_head is None
+    assert spoken.config == replace(first.config, answers=())  # it may say others now
     assert _same(spoken.verdict_head.state_dict(), one)
+    other = Planner.load(run("align", model=judge, steps=1) / "planner")
+    assert other.verdict_head is not None and other.config.judged == first.config.judged
+
+
+def test_the_judge_is_heard_where_it_is_wanted(run: Run) -> None:
+    judged = Planner.load(run("heads", steps=1, judge_in=" metaworld ") / "planner").config.judged
+    assert judged == ("press in(coffee button)", "reach(coffee button)")
+    with pytest.raises(ValueError, match=r"--judge_in kitchen: no episode is of \['kitchen'\]"):
+        run("heads", steps=1, judge_in="kitchen")
+    with pytest.raises(ValueError, match="--judge_in is for stage heads"):
+        run("plan", steps=1, judge_in="metaworld")
+
+
+def test_places_are_of_one_former(run: Run) -> None:
+    placing = run("places", model=run("heads") / "planner") / "planner"
+    first = Planner.load(placing)
+    assert first.place_head is not None and first.answer_head is not None
+    nouns = ("coffee button", "gripper")
+    assert {*first.config.placed} == {*nouns, *(CHINESE[noun] for noun in nouns)}
     for changes in ({"stage": "plan", "train_former": True}, {"stage": "align"}):
-        other = Planner.load(run(**changes, model=judge, steps=1) / "planner")  # type: ignore[arg-type]
-        assert other.place_head is None and other.config.placed == ()  # of another former
+        other = Planner.load(run(**changes, model=placing, steps=1) / "planner")  # type: ignore[arg-type]
+        assert other.place_head is None and other.config.placed == ()
         assert other.verdict_head is not None and other.config.judged == first.config.judged
 
 
-def test_a_judge_needs_a_planner_and_episodes(run: Run) -> None:
-    with pytest.raises(ValueError, match="stage heads adds to a planner: give its --model"):
-        run("heads", model=None)
-    with pytest.raises(ValueError, match="stage heads needs recorded episodes"):
-        run("heads", dataset="", records="somewhere")
+def test_scenes_are_looked_at_once_and_drawn_from_after(
+    tiny_planner: Path, recorded_set: Path, features_dir: Path
+) -> None:
+    planner = Planner.load(tiny_planner)
+    recorded = stages.load_datasets(planner, str(recorded_set), features_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        sampler = PlacesSampler(planner, recorded, n_steps=40, size=8, seed=3)
+        patch.setattr(type(planner.former), "forward", None)  # nobody looks any more
+        one, again, other = sampler(0), sampler(0), sampler(1)
+    former = planner.config.former
+    assert one.queries.shape == (8, former.n_queries, former.width)
+    assert one.vision.shape == (8, 1, 1, former.n_patches, former.vision_width)
+    assert torch.equal(one.queries, again.queries) and not torch.equal(one.places, other.places)
+    planner.place_head = PlaceHead(former)
+    module = Places(planner.place_head)
+    known = torch.isfinite(one.places)
+    guess = planner.place_head(one.queries, one.vision)
+    error = float((guess - one.places)[known].abs().mean().detach())
+    assert module.loss(one)[1]["place"] == pytest.approx(error)
+    assert module.counts(one) == {"place": float(known.sum())}
+
+
+@pytest.mark.parametrize("stage", ["heads", "places"])
+def test_heads_need_a_planner_and_episodes(run: Run, stage: str) -> None:
+    with pytest.raises(ValueError, match=f"stage {stage} adds to a planner: give its --model"):
+        run(stage, model=None)
+    with pytest.raises(ValueError, match=f"stage {stage} needs recorded episodes"):
+        run(stage, dataset="", records="somewhere")
 
 
 # --- ablations --------------------------------------------------------------------------------
@@ -434,7 +487,11 @@ def test_interrupted_and_resumed_is_exactly_the_same(
 ) -> None:
     """Stopped in the third step, and started again from what was saved after the second."""
     stage, folder, _ = straight
-    samplers: dict[str, Any] = {"align": AlignmentSampler, "heads": HeadsSampler}
+    samplers: dict[str, Any] = {
+        "align": AlignmentSampler,
+        "heads": HeadsSampler,
+        "places": PlacesSampler,
+    }
     sampler = samplers.get(stage, ConversationSampler)
     draw = sampler.__call__
 

@@ -15,12 +15,13 @@ from embodied.egocot.questions import (
     ALL_DONE,
     TO_LEARN,
     Asked,
+    closed_answers,
     draw_question,
     facts_at,
     questions_for,
 )
 from embodied.egocot.wordings import CHINESE, STATES
-from embodied.model.plan import GRIPPER
+from embodied.model.plan import GRIPPER, read_place
 from sims import scenes
 
 Make = Callable[..., Recorded]
@@ -164,6 +165,18 @@ def test_training_asks_most_for_what_has_to_be_looked_for(many: list[Recorded]) 
     usual = Counter(asked.kind for asked in _drawn(many, 1000))
     assert set(kinds) == set(usual)
     assert all(kinds[kind] > 1.2 * usual[kind] for kind in ("doing", "where", "caption"))
+
+
+def test_answers_of_a_closed_set_are_all_but_captions_and_places(many: list[Recorded]) -> None:
+    answers = closed_answers(many)
+    assert {"yes", "no", "open", "left of it", "nothing", "the puck", "the kettle"} <= answers
+    assert {"pulling the drawer handle", "pull the drawer handle", ALL_DONE} <= answers
+    assert not any(read_place(answer) or answer.endswith(".") for answer in answers)
+    by_task = group_by_task(many)
+    rng = np.random.default_rng(4)
+    asked = [draw_question(rng, by_task) for _ in range(300)]
+    open_ended = {"caption", "where"}
+    assert all((a.answer in answers) == (a.kind not in open_ended) for a in asked)
 
 
 def test_one_moment_can_be_asked_about_alone(make: Make) -> None:

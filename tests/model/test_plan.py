@@ -22,6 +22,8 @@ from embodied.model.plan import (
     parse_plan,
     parse_thought,
     plan_grammar,
+    read_place,
+    spoken_place,
     steps_text,
     thought_text,
     verdict_texts,
@@ -79,6 +81,15 @@ def test_thought_round_trip() -> None:
         assert list(read) == list(places)
         for noun, place in places.items():
             assert np.abs(np.subtract(read[noun], place)).max() < 1 / GRID
+
+
+def test_a_place_in_an_answer_round_trip() -> None:
+    rng = np.random.default_rng(0)
+    for x, y in [(0.0, 0.0), (1.0, 1.0), *rng.random((50, 2)).tolist()]:
+        assert read_place(f" {spoken_place(x, y)} ") == pytest.approx((x, y), abs=1 / GRID)
+    assert spoken_place(0.5, 0.25) == "at (112, 56)" and spoken_place(1.0, 1.0) == "at (223, 223)"
+    for other in ("out of view", "the puck at (3, 4)", "at (3, 4), I think", "at (1000, 4)"):
+        assert read_place(other) is None
 
 
 def test_thought_leaves_out_what_is_out_of_view() -> None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from embodied.egocot.records import Answer, Judgement
 from embodied.egocot.words import in_words
-from embodied.model.plan import GRID, GRIPPER
+from embodied.model.plan import GRIPPER, spoken_place
 from embodied.types import Subgoal
 
 REACH, GRASP = "reach", "grasp"
@@ -82,7 +82,7 @@ def about_places(places: Places, when: str = "") -> list[Answer]:
 def _where(x: float, y: float) -> str:
     """In the plan language's own pixels."""
     if 0 <= x < 1 and 0 <= y < 1:
-        return f"at ({int(x * GRID)}, {int(y * GRID)})"
+        return spoken_place(x, y)
     return "out of view"
 
 
