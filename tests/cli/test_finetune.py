@@ -28,7 +28,7 @@ from embodied.cli.main import main
 from embodied.cli.shares import align_shares, plan_shares, words_shares
 from embodied.egocot.conversations import ConversationSampler, Turns
 from embodied.egocot.dataset import Recorded
-from embodied.egocot.former_batches import AlignmentSampler
+from embodied.egocot.former_batches import AlignmentSampler, FormerBatch
 from embodied.egocot.halting import with_halts
 from embodied.egocot.own_words import OwnWords
 from embodied.egocot.wordings import CHINESE
@@ -220,6 +220,19 @@ def test_a_judge_goes_on_learning_and_later_stages_keep_it(run: Run) -> None:
     assert _same(spoken.verdict_head.state_dict(), one)
     other = Planner.load(run("align", model=judge, steps=1) / "planner")
     assert other.verdict_head is not None and other.config.judged == first.config.judged
+
+
+def test_a_share_without_a_question_still_has_gradients(run: Run) -> None:
+    """Of places and captions alone: processes that share a batch all wait for every weight's."""
+    planner = Planner.load(run("heads", steps=1) / "planner")
+    module = Heads(planner)
+    nothing = FormerBatch(
+        torch.zeros(1, 2, 4, 1, 1), ["answer: where?"], torch.zeros(1), answers=[""]
+    )
+    loss, right = module._answered(nothing)
+    loss.backward()
+    grad = module.answer_head.ask.weight.grad
+    assert loss == 0 and right == 0 and grad is not None and not grad.any()
 
 
 def test_the_judge_is_heard_where_it_is_wanted(run: Run) -> None:
