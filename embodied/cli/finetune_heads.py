@@ -161,10 +161,9 @@ def finetune_heads(
     Raises:
         ValueError: what is left out leaves nothing.
     """
-    from embodied.cli.finetune import load_datasets, print_trained
+    from embodied.cli.finetune import print_trained
 
-    names = f"{options.dataset},{options.look_at}"
-    episodes = without(load_datasets(planner, names, options.features_dir), left_out)
+    episodes = recorded(planner, options, left_out)
     judged = with_halts(episodes, options.n_halts, options.seed)
     sampler = HeadsSampler(judged, options.batch_size, options.seed, left_out)
     _give_heads(planner, episodes, options.judge_in)
@@ -172,6 +171,16 @@ def finetune_heads(
     print_trained(planner, module)
     figures = run_training("finetune", module, sampler, options)
     return save_heads(planner, options, episodes, figures, left_out)
+
+
+def recorded(
+    planner: Planner, options: FinetuneOptions, left_out: tuple[str, ...]
+) -> list[Recorded]:
+    """All the episodes that are given, but those of tasks that are left out."""
+    from embodied.cli.finetune import load_datasets
+
+    names = f"{options.dataset},{options.look_at}"
+    return without(load_datasets(planner, names, options.features_dir), left_out)
 
 
 def save_heads(

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from embodied.cli.finetune_heads import save_heads
-from embodied.cli.splits import without
+from embodied.cli.finetune_heads import recorded, save_heads
 from embodied.cli.training import run_training
 from embodied.egocot.dataset import Recorded, nouns_at_hand
 from embodied.egocot.former_batches import AlignmentSampler, FormerBatch
@@ -145,10 +144,9 @@ def finetune_places(
     Raises:
         ValueError: what is left out leaves nothing.
     """
-    from embodied.cli.finetune import load_datasets, print_trained
+    from embodied.cli.finetune import print_trained
 
-    names = f"{options.dataset},{options.look_at}"
-    episodes = without(load_datasets(planner, names, options.features_dir), left_out)
+    episodes = recorded(planner, options, left_out)
     sampler = PlacesSampler(
         planner, episodes, options.steps, options.batch_size, options.seed, left_out
     )
