@@ -77,7 +77,7 @@ def model_card(config: ModelConfig, notes: Mapping[str, Any], tensors: Mapping[s
         image_size=config.image_size,
         llm=config.llm,
         former=config.former,
-        head=", heads for verdicts, places and answers" if config.placed else "",
+        head=_head_words(config),
         n_own=sum(sizes.values()) - n_adapter,
         adapter=_adapter_words(config),
         n_adapter=n_adapter,
@@ -90,6 +90,13 @@ def model_card(config: ModelConfig, notes: Mapping[str, Any], tensors: Mapping[s
         ),
     )
     return f"---\n{_head(config, base)}\n---\n{text}"
+
+
+def _head_words(config: ModelConfig) -> str:
+    """What small heads there are; a stage may train some of them or drop one."""
+    there = {"verdicts": config.judged, "answers": config.answers, "places": config.placed}
+    named = [name for name, known in there.items() if known]
+    return f", small heads ({', '.join(named)})" if named else ""
 
 
 def _adapter_words(config: ModelConfig) -> str:

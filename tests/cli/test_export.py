@@ -208,6 +208,9 @@ def test_the_card_of_the_small_planner_names_its_base() -> None:
     assert "| data/old; my_videos |" in model_card(preset("small"), _OLD_NOTES, {})
     other = replace(preset("small"), llm="someone/something")
     assert huggingface_hub.ModelCard(model_card(other, {}, {})).data.license == "other"
+    assert "language mapping: " in text
+    heads = replace(preset("small"), judged=("reach(puck)",), placed=("puck",))
+    assert "language mapping, small heads (verdicts, places): " in model_card(heads, {}, {})
 
 
 class Hub:
