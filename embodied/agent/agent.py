@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from embodied.agent.agenda import Agenda
 from embodied.agent.controller import Controller
 from embodied.agent.memory import Memory
 from embodied.agent.monitor import Look, Monitor, MonitorOptions
@@ -119,14 +120,15 @@ class Agent:
         self._seen: deque[Observation] = deque(maxlen=span)
         self._n_steps = 0
         self._plans: list[Plan] = []
-        self._worked_on: set[str] = set()
-        self._done_at_first: set[str] = set()
+        self._judged: tuple[int, dict[Subgoal, Verdict]] = (-1, {})  # at which step, and how
         env_ids = [e for e, offered in self.catalogue.items() if offered.tasks == vocabulary.tasks]
         if not env_ids:
             raise ValueError(f"no environment of the catalogue offers {list(vocabulary.tasks)}")
         robot = env_ids[0].partition("/")[0]
         self._motor, self._controller = self.motors[robot], self._controllers[robot]
         self._monitor = Monitor(self._motor.monitor)
+        is_watched = self.options.ablate != "no_loop"
+        self._agenda = Agenda(vocabulary, self._motor.monitor, self._judge, is_watched)
         route = self.route(instruction, env_ids[0])
         self._tasks = route.tasks
         if route.refused is not None:
@@ -169,9 +171,11 @@ class Agent:
         return {
             "n_replans": self._monitor.n_replans,
             "n_retries": self._monitor.n_retries,
+            "n_put_off": self._agenda.n_put_off,
+            "n_repeats": self._agenda.n_repeats,
             "verdicts": self._verdicts,
             "plans": [plan.text for plan in self._plans],
-            "seen_done": [task for task in self._tasks if task in self._done_at_first],
+            "seen_done": [task for task in self._tasks if task in self._agenda.done_at_first],
             "latency_s": {k: float(np.mean(v)) if v else 0.0 for k, v in self._latency.items()},
         }
 
@@ -204,66 +208,16 @@ class Agent:
         )
         self._latency["plan"].append(time.perf_counter() - started)
         self._plans.append(plan)
+        self._agenda.follow(plan.subgoals)
         if self._n_steps == 0:
-            self._done_at_first = self._seen_done()
-        self._begin_subgoal(self._first_open(0) or 0, first)
+            self._agenda.look_first()
+        self._begin_subgoal(self._agenda.first_open(0) or 0, first)
         return plan
-
-    def _first_open(self, index: int) -> int | None:
-        """The sub-goal from `index` on to turn to: tasks that are seen to be done are passed over.
-
-        Only where the scene offers several tasks; None when nothing is left.
-        """
-        subgoals = self._plans[-1].subgoals
-        while index < len(subgoals):
-            first, last = self._task_span(index)
-            if index > first or not self._passes_over(subgoals[last]):
-                return index
-            index = last + 1
-        return None
-
-    def _passes_over(self, last: Subgoal) -> bool:
-        """Whether the task whose last sub-goal this is needs nothing more.
-
-        What was neither done at first nor worked on since is not done, whatever the clip of the
-        task before looks like. What was believed to be done is not doubted again: with the hand
-        elsewhere the judge is less sure of it.
-        """
-        task = self._vocabulary.owner(last)
-        if self._n_steps == 0 or not self._watches_tasks:
-            return task in self._done_at_first
-        if task not in self._worked_on | self._done_at_first:
-            return False
-        return self._judge(last).status == "done"
-
-    @property
-    def _watches_tasks(self) -> bool:
-        """Whether it is judged which of the scene's several tasks are done."""
-        return len(self._vocabulary.tasks) > 1 and self.options.ablate != "no_loop"
-
-    def _seen_done(self) -> set[str]:
-        """The plan's tasks that are seen to be done before anything was."""
-        owners = {
-            self._vocabulary.owner(s): s for s in self._plans[-1].subgoals
-        }  # the last of each
-        if not self._watches_tasks:
-            return set()
-        return {t for t, last in owners.items() if self._monitor.believes(self._judge(last))}
-
-    def _task_span(self, index: int) -> tuple[int, int]:
-        """The first and the last sub-goal of the plan that serve the same task as `index` does."""
-        owners = [self._vocabulary.owner(s) for s in self._plans[-1].subgoals]
-        first = last = index
-        while first > 0 and owners[first - 1] == owners[index]:
-            first -= 1
-        while last + 1 < len(owners) and owners[last + 1] == owners[index]:
-            last += 1
-        return first, last
 
     def _begin_subgoal(self, index: int, first: Sequence[np.ndarray] = ()) -> None:
         """Turn to a sub-goal of the current plan, with some actions to carry out first."""
         self._index = index
-        self._worked_on.add(self._vocabulary.owner(self._plans[-1].subgoals[index]))
+        self._agenda.turn_to(index)
         self._controller.begin(self._words(), first)
         self._monitor.begin_subgoal()
 
@@ -273,7 +227,7 @@ class Agent:
             case "plan_zeroed":
                 return None
             case "plan_shuffled":
-                first, _ = self._task_span(self._index)
+                first, _ = self._agenda.span(self._index)
                 owner = self._vocabulary.owner(self._plans[-1].subgoals[first])
                 others = self.options.shuffled[owner]
                 return others[min(self._index - first, len(others) - 1)]
@@ -295,30 +249,40 @@ class Agent:
             verdict = Verdict("done", "not judged", 1.0)
         else:
             verdict = self._judge(subgoal)
-        first, last = self._task_span(self._index)
+        first, last = self._agenda.span(self._index)
         reaction = self._monitor.react(look, subgoal, verdict, ends_task=self._index == last)
         if reaction == "next":
-            return self._go_on()
-        if reaction in ("retry", "replan"):
-            self._memory.learn(subgoal, verdict)
-            if reaction == "replan":
-                self._plan(observation, self._motor.letting_go)
-            else:
-                self._begin_subgoal(first, self._motor.letting_go)
-            return True
-        return False
+            found = self._agenda.after(self._index)
+            goes_back = found is not None and found <= self._index
+            return self._turn_to(found, self._motor.letting_go if goes_back else ())
+        if reaction == "go on":
+            return False
+        self._memory.learn(subgoal, verdict)
+        if self._turn_to(self._agenda.instead(self._index), self._motor.letting_go):
+            self._monitor.forget_failures()
+        elif reaction == "replan":
+            self._plan(observation, self._motor.letting_go)
+        else:
+            self._begin_subgoal(first, self._motor.letting_go)
+        return True
 
-    def _go_on(self) -> bool:
-        """Turn to what comes next, or to a task that has come undone since. False when neither."""
-        index = self._first_open(self._index + 1)
-        if index is None and self._watches_tasks:
-            index = self._first_open(0)
+    def _turn_to(self, index: int | None, first: Sequence[np.ndarray] = ()) -> bool:
+        """Turn to a sub-goal, if to any. Returns whether it was."""
         if index is None:
             return False
-        self._begin_subgoal(index)
+        self._begin_subgoal(index, first)
         return True
 
     def _judge(self, subgoal: Subgoal) -> Verdict:
+        """What the last frames show of `subgoal`; asked once a step."""
+        if self._judged[0] != self._n_steps:
+            self._judged = (self._n_steps, {})
+        known = self._judged[1]
+        if subgoal not in known:
+            known[subgoal] = self._ask(subgoal)
+        return known[subgoal]
+
+    def _ask(self, subgoal: Subgoal) -> Verdict:
         started = time.perf_counter()
         verdict = self.planner.judge(self._clip(), subgoal, self._motion())
         self._latency["judge"].append(time.perf_counter() - started)

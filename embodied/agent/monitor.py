@@ -34,6 +34,10 @@ class MonitorOptions:
         believe_above: the probability from which the judge's "done" is believed where it ends a
             task; below it the sub-goal counts as in progress. On the way there every "done" is
             believed: when it is false, the next sub-goal shows it.
+        tries_per_task: failures at a task after which the agent turns to another one that is open,
+            and comes back later, from elsewhere; never when 0.
+        sure_above: the probability of "done" from which a task is left alone. When nothing else is
+            left of several tasks, those below it are done again, the least often repeated first.
         replans_per_subgoal, replans_per_episode: budgets; after them the agent only goes on.
     """
 
@@ -44,8 +48,14 @@ class MonitorOptions:
     patience_steps: int = 0
     cooldown_steps: int = 12
     believe_above: float = 0.0
+    tries_per_task: int = 0
+    sure_above: float = 0.0
     replans_per_subgoal: int = 3
     replans_per_episode: int = 8
+
+    def believes(self, verdict: Verdict) -> bool:
+        """Whether what was judged is done, surely enough to end a task."""
+        return verdict.status == "done" and verdict.probability >= self.believe_above
 
 
 class Monitor:
@@ -70,6 +80,11 @@ class Monitor:
         self._waited = 0
         self._stalls_in_vain = 0
         self._cooldown = 4
+
+    def forget_failures(self) -> None:
+        """Every sub-goal may be tried anew, within the episode's budget."""
+        self._failures.clear()
+        self._replans.clear()
 
     def watch(self, state: np.ndarray, done_probability: float | None) -> Look | None:
         """One control step. Returns why to look now, or None.
@@ -109,7 +124,7 @@ class Monitor:
         self._cooldown = self.options.cooldown_steps
         self._claims = 0
         self._waited = 0
-        if self.believes(verdict) or (verdict.status == "done" and not ends_task):
+        if self.options.believes(verdict) or (verdict.status == "done" and not ends_task):
             return "next"
         if verdict.status != "failed" and not self._stalls_again(look):
             return "go on"
@@ -123,10 +138,6 @@ class Monitor:
         self._replans[subgoal.text] += 1  # the same failure again: a loop, so think anew
         self.n_replans += 1
         return "replan"
-
-    def believes(self, verdict: Verdict) -> bool:
-        """Whether what was judged is done, surely enough to end a task."""
-        return verdict.status == "done" and verdict.probability >= self.options.believe_above
 
     def _stalls_again(self, look: Look) -> bool:
         if look == "stalled":

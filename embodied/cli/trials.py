@@ -225,6 +225,8 @@ def _record(env: Any, seed: int, instruction: str, tried: Attempt, video: Path |
         "n_steps": tried.n_steps,
         "n_replans": report.get("n_replans", 0),
         "n_retries": report.get("n_retries", 0),
+        "n_put_off": report.get("n_put_off", 0),
+        "n_repeats": report.get("n_repeats", 0),
         "plan": [s.text for s in tried.plan.subgoals] if tried.plan and planned else [],
         "thought": tried.plan.thought if tried.plan and planned else "",
         "refused": tried.refused,

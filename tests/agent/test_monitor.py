@@ -109,17 +109,17 @@ def test_done_is_next_and_progressing_goes_on() -> None:
 def test_a_done_that_is_doubted_is_work_in_progress() -> None:
     monitor = Monitor(MonitorOptions(believe_above=0.8))
     unsure, sure = (Verdict("done", REASONS["done"][0], p) for p in (0.79, 0.8))
-    assert not monitor.believes(unsure)
+    assert not monitor.options.believes(unsure)
     assert [monitor.react("claimed", PULL, unsure) for _ in range(20)] == ["go on"] * 20
     assert [monitor.react("stalled", PULL, unsure) for _ in range(2)] == ["go on", "retry"]
     assert monitor.react("claimed", REACH, unsure, ends_task=False) == "next"
-    assert monitor.believes(sure)
+    assert monitor.options.believes(sure)
     assert monitor.react("stalled", PULL, sure) == "next"
 
 
 @pytest.mark.parametrize("status", ["progressing", "failed"])
 def test_nothing_but_done_is_believed_to_be_done(status: Status) -> None:
-    assert not Monitor().believes(Verdict(status, REASONS[status][0], 1.0))
+    assert not MonitorOptions().believes(Verdict(status, REASONS[status][0], 1.0))
 
 
 def test_first_again_then_anew() -> None:
