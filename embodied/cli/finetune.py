@@ -52,7 +52,13 @@ AGENTS: dict[str, dict[str, Any]] = {
         "execute": 4,
         "retreat": (0.0, -0.7, *[0.0] * 5, 1.0, 1.0),
         "retreat_steps": 8,
-        "monitor": {"stall_steps": 16, "stall_range": 0.03, "patience_steps": 40},
+        "monitor": {
+            "stall_steps": 16,
+            "stall_range": 0.03,
+            "patience_steps": 40,
+            "tries_per_task": 2,
+            "sure_above": 0.95,
+        },
     },
 }
 """How the agent acts with a policy trained here, by simulator. To let go is to open the gripper;
