@@ -34,9 +34,6 @@ class MonitorOptions:
         believe_above: the probability from which the judge's "done" is believed where it ends a
             task; below it the sub-goal counts as in progress. On the way there every "done" is
             believed: when it is false, the next sub-goal shows it.
-        confirm_steps: control steps after which what ends a task has to be judged done once more
-            before the robot leaves it: a hand that is still turning a knob finishes; no need when
-            0.
         tries_per_task: failures at a task after which the agent turns to another one that is open,
             and comes back later, from elsewhere; never when 0.
         sure_above: the probability of "done" from which a task is left alone. When nothing else is
@@ -51,7 +48,6 @@ class MonitorOptions:
     patience_steps: int = 0
     cooldown_steps: int = 12
     believe_above: float = 0.0
-    confirm_steps: int = 0
     tries_per_task: int = 0
     sure_above: float = 0.0
     replans_per_subgoal: int = 3
@@ -70,7 +66,6 @@ class Monitor:
         self._states: deque[np.ndarray] = deque(maxlen=self.options.stall_steps)
         self._claims = 0
         self._cooldown = 0
-        self._is_confirming = False
         self._waited = 0
         self._stalls_in_vain = 0
         self._failures: Counter[tuple[str, str]] = Counter()
@@ -84,7 +79,6 @@ class Monitor:
         self._claims = 0
         self._waited = 0
         self._stalls_in_vain = 0
-        self._is_confirming = False
         self._cooldown = 4
 
     def forget_failures(self) -> None:
@@ -107,7 +101,7 @@ class Monitor:
         if self._cooldown > 0:
             self._cooldown -= 1
             return None
-        if self._is_confirming or self._claims >= self.options.claims:
+        if self._claims >= self.options.claims:
             return "claimed"
         return "stalled" if self._is_still() or self._is_overdue() else None
 
@@ -130,14 +124,8 @@ class Monitor:
         self._cooldown = self.options.cooldown_steps
         self._claims = 0
         self._waited = 0
-        if verdict.status == "done" and not ends_task:
+        if self.options.believes(verdict) or (verdict.status == "done" and not ends_task):
             return "next"
-        was_done, self._is_confirming = self._is_confirming, False
-        if self.options.believes(verdict):
-            if was_done or not self.options.confirm_steps:
-                return "next"
-            self._is_confirming, self._cooldown = True, self.options.confirm_steps
-            return "go on"
         if verdict.status != "failed" and not self._stalls_again(look):
             return "go on"
         if not self._may_replan(subgoal):

@@ -117,22 +117,6 @@ def test_a_done_that_is_doubted_is_work_in_progress() -> None:
     assert monitor.react("stalled", PULL, sure) == "next"
 
 
-def test_what_ends_a_task_has_to_be_done_twice_when_that_is_wanted() -> None:
-    monitor = Monitor(MonitorOptions(confirm_steps=6))
-    reached = Verdict("done", REASONS["done"][0], 0.9)
-    assert monitor.react("claimed", REACH, reached, ends_task=False) == "next"
-    monitor.begin_subgoal()
-    assert _say(monitor, "done") == "go on"
-    looks = [monitor.watch(np.full(4, 0.1 * step), None) for step in range(8)]
-    assert looks == [None] * 6 + ["claimed"] * 2  # nobody claimed it
-    assert _say(monitor, "progressing") == "go on"
-    assert [monitor.watch(np.full(4, 0.1 * step), None) for step in range(20)] == [None] * 20
-    assert [_say(monitor, "done") for _ in range(2)] == ["go on", "next"]
-    _say(monitor, "done")
-    monitor.begin_subgoal()
-    assert _say(monitor, "done") == "go on"  # another one begins from the start
-
-
 @pytest.mark.parametrize("status", ["progressing", "failed"])
 def test_nothing_but_done_is_believed_to_be_done(status: Status) -> None:
     assert not MonitorOptions().believes(Verdict(status, REASONS[status][0], 1.0))
