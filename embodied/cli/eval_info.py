@@ -15,6 +15,7 @@ from platform import python_version
 from typing import Any
 
 from embodied.metrics import Rate, latency, macro
+from embodied.metrics_text import Mean
 from embodied.video import replacing
 
 Record = dict[str, Any]  # one episode, as a line of episodes.jsonl
@@ -138,8 +139,10 @@ def _by_rule(records: Sequence[Record]) -> dict[str, Any]:
         "in_order": Rate.of(_left(r, "completed") == _left(r, "tasks") for r in told),
     }
     shown = {name: _shown(rate) for name, rate in rates.items()}
+    completed = Mean.of([len(r["completed"]) for r in told])
     means = {
-        "mean_completed": sum(len(r["completed"]) for r in told) / len(told),
+        "mean_completed": completed.value,
+        "mean_completed_bootstrap95": completed.bootstrap95,
         "mean_completed_strict": sum(len(r["completed_strict"]) for r in told) / len(told),
     }
     return shown | means | _at_start(told)
@@ -261,7 +264,9 @@ def _row(values: dict[str, Any]) -> str:
     if "benchmark" in values:
         names = ("benchmark", "strict", "in_order")
         rules = ", ".join(f"{name} {values[name]['k']}" for name in names)
-        notes += f"; {rules}; {values['mean_completed']:.2f} tasks"
+        low_high = values.get("mean_completed_bootstrap95")
+        spread = " [{:.2f}, {:.2f}]".format(*low_high) if low_high else ""
+        notes += f"; {rules}; {values['mean_completed']:.2f} tasks{spread}"
     return f"{Rate(values['k'], values['n'])}{notes}{_start_note(values)}"
 
 

@@ -359,6 +359,26 @@ def test_what_is_done_in_another_order_is_no_success_in_order(
     figures = eval_info._by_rule([record(1, True, **told, **rules)])
     assert figures["in_order"]["k"] == in_order and figures["benchmark"]["k"] == 1
     assert (figures["strict"]["k"], figures["mean_completed_strict"]) == (0, 1)
+    assert figures["mean_completed_bootstrap95"] is None  # of one episode
+    assert eval_info._row({**_NO_EPISODES, **figures}).endswith("; 2.00 tasks")
+
+
+def test_how_far_episodes_of_several_tasks_came_has_an_interval() -> None:
+    tasks = ["microwave", "kettle"]
+    rules = {"success_benchmark": True, "success_strict": False}
+    told = [
+        record(i, True, tasks=tasks, completed=tasks[: i % 3], completed_strict=[], **rules)
+        for i in range(60)
+    ]
+    figures = eval_info._by_rule(told)
+    low, high = figures["mean_completed_bootstrap95"]
+    assert 0.75 < low < figures["mean_completed"] == 1.0 < high < 1.25
+    assert eval_info._row({**_NO_EPISODES, **figures}).endswith(
+        f"1.00 tasks [{low:.2f}, {high:.2f}]"
+    )
+
+
+_NO_EPISODES = {"k": 0, "n": 0, "n_crashes": 0, "n_sim_faults": 0}
 
 
 def test_default_seeds_are_the_test_family() -> None:
