@@ -111,6 +111,7 @@ def _fields(
         "n_replans": report.get("n_replans", 0),
         "verdicts": report.get("verdicts", []),
         "met_at_start": report.get("met_at_start", []),
+        **{name: report[name] for name in ("completed", "completed_strict") if name in report},
         "video": None if video is None else str(video),
         "wall_s": round(tried.wall_s, 3),
         "control_hz": tried.control_hz,
@@ -125,4 +126,13 @@ def _in_words(fields: dict[str, Any]) -> str:
     shown = [f"video: {fields['video']} and .gif"] if fields["video"] else []
     thought = [fields["thought"]] if fields["thought"] else []
     before = [f"scene: {fields['env']}", *thought, *steps, *(met if fields["met_at_start"] else [])]
-    return "\n".join([*before, *verdicts, fields["result"], *shown])
+    return "\n".join([*before, *verdicts, *_how_far(fields), fields["result"], *shown])
+
+
+def _how_far(fields: dict[str, Any]) -> list[str]:
+    """What was done and what was not quite, where the scene has two rules and it was no success."""
+    if fields["success"] or "completed" not in fields:
+        return []
+    by_rule = ("completed", "FrankaKitchen's rule"), ("completed_strict", "strictly")
+    told = [f"{rule}: {', '.join(fields[name]) or 'nothing'}" for name, rule in by_rule]
+    return [f"done by {told[0]}; {told[1]} (which counts here)"]

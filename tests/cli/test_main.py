@@ -264,6 +264,16 @@ def test_a_level_is_for_the_kitchen(
     assert out == "" and f"--level is for the kitchen; {DRAWER} has" in err.splitlines()[-1]
 
 
+def test_run_tells_what_was_done_and_what_not_quite() -> None:
+    from embodied.cli.run import _how_far
+
+    fields: dict[str, Any] = {"success": False, "completed_strict": []}
+    fields["completed"] = ["microwave", "kettle"]
+    told = "done by FrankaKitchen's rule: microwave, kettle; strictly: nothing (which counts here)"
+    assert _how_far(fields) == [told]
+    assert _how_far({**fields, "success": True}) == [] == _how_far({"success": False})
+
+
 def test_successful_run_has_status_0(
     fake_agent: FakeAgent,
     monkeypatch: pytest.MonkeyPatch,
