@@ -104,6 +104,8 @@ def _fields(
     request: Request, env: str, tried: Attempt, routing_s: float, video: Path | None
 ) -> dict[str, Any]:
     report = tried.report
+    rules = ("completed", "completed_strict")
+    how_far: dict[str, Any] = {name: report[name] for name in rules if name in report}
     return plan_fields(request, env, tried.plan, None, routing_s + tried.begin_s) | {
         "success": tried.success,
         "outcome": tried.outcome,
@@ -111,7 +113,7 @@ def _fields(
         "n_replans": report.get("n_replans", 0),
         "verdicts": report.get("verdicts", []),
         "met_at_start": report.get("met_at_start", []),
-        **{name: report[name] for name in ("completed", "completed_strict") if name in report},
+        **how_far,
         "video": None if video is None else str(video),
         "wall_s": round(tried.wall_s, 3),
         "control_hz": tried.control_hz,
