@@ -17,6 +17,9 @@ from embodied.types import Subgoal, Verdict, Vocabulary
 class Agenda:
     """The tasks of one episode.
 
+    `n_put_off` and `n_repeats` count how often a task was put off, and how often one was done again
+    because it might not have been done.
+
     Args:
         vocabulary: of the scene; it says which task a sub-goal serves.
         options: the monitor's.
@@ -38,14 +41,10 @@ class Agenda:
         self._worked_on: set[str] = set()
         self._failures: Counter[str] = Counter()  # of each task, since it was turned to
         self._put_off: list[str] = []
-        self._repeats: Counter[str] = Counter()
+        self._doubts: Counter[str] = Counter()
         self.done_at_first: set[str] = set()
         self.n_put_off = 0
-
-    @property
-    def n_repeats(self) -> int:
-        """How often something was done again because it might not have been done."""
-        return self._repeats.total()
+        self.n_repeats = 0
 
     def follow(self, subgoals: Sequence[Subgoal]) -> None:
         """Go by another plan; what was learnt about its tasks stays."""
@@ -63,7 +62,9 @@ class Agenda:
 
     def turn_to(self, index: int) -> None:
         """Remember that sub-goal `index` is worked on from now on."""
-        self._worked_on.add(self._owners[index])
+        task = self._owners[index]
+        self._worked_on.add(task)
+        self._put_off = [other for other in self._put_off if other != task]
 
     def span(self, index: int) -> tuple[int, int]:
         """The first and the last sub-goal that serve the same task as `index` does."""
@@ -143,7 +144,7 @@ class Agenda:
         return found
 
     def _doubtful(self, index: int) -> int | None:
-        """Where to begin with a task that looks done, but not surely; the least often repeated.
+        """Where to begin with a task that looks done, but not surely; the least often doubted.
 
         Only of several: one by itself is worked on until the end anyway.
         """
@@ -154,10 +155,11 @@ class Agenda:
         unsure = [task for task in sure if sure[task] < threshold]
         if not unsure:
             return None
-        task = min(unsure, key=lambda t: (self._repeats[t], sure[t]))
-        self._repeats[task] += 1
-        if task == self._owners[index] and self._repeats[task] == 1:
+        task = min(unsure, key=lambda t: (self._doubts[t], sure[t]))
+        self._doubts[task] += 1
+        if task == self._owners[index] and self._doubts[task] == 1:
             return None  # it is being worked on: that may be enough
+        self.n_repeats += 1
         return self._owners.index(task)
 
 

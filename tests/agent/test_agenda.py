@@ -112,6 +112,15 @@ def test_what_is_worked_on_is_given_some_time(sure_above: float) -> None:
     scene.work(*TASKS)
     scene.done["kettle"] = 0.6
     assert [scene.agenda.after(5) for _ in range(2)] == [None, 4 if sure_above else None]
+    assert scene.agenda.n_repeats == (1 if sure_above else 0)
+
+
+def test_what_is_turned_to_is_put_off_no_more() -> None:
+    scene = Scene(tries_per_task=1)
+    scene.agenda.turn_to(0)
+    assert scene.agenda.instead(0) == 2
+    scene.agenda.turn_to(0)  # a new plan begins with it
+    assert scene.agenda.first_open(0) == 0
 
 
 def test_one_task_by_itself_is_never_begun_anew_for_doubt() -> None:
