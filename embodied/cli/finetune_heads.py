@@ -21,7 +21,7 @@ from embodied.config import with_verdict_head
 from embodied.egocot.dataset import Recorded
 from embodied.egocot.former_batches import AlignmentSampler, FormerBatch
 from embodied.egocot.halting import with_halts
-from embodied.egocot.questions import TO_LEARN, closed_answers
+from embodied.egocot.questions import TO_WEIGH, closed_answers
 from embodied.egocot.verdict_batches import VerdictBatch, VerdictSampler
 from embodied.model.answer_head import AnswerHead
 from embodied.model.planner import QUESTION_TEXT, Planner
@@ -66,7 +66,7 @@ class HeadsSampler:
         phrases = language.Phrases(left_out)
         sizes = (0, 0, 0, n_questions)
         self._ask = AlignmentSampler(
-            [], episodes, phrases, 1, sizes=sizes, seed=seed, asked_for=TO_LEARN
+            [], episodes, phrases, 1, sizes=sizes, seed=seed, asked_for=TO_WEIGH
         )
 
     def __call__(self, step: int) -> HeadsBatch:

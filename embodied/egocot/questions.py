@@ -43,6 +43,10 @@ AS_EVALUATED: Mapping[Kind, float] = {
 """How often each kind is asked, against the others."""
 TO_LEARN: Mapping[Kind, float] = {**AS_EVALUATED, "doing": 3.0, "where": 3.0, "caption": 2.5}
 """The same for the language model to learn from: its answers to these need the most looking."""
+TO_WEIGH: Mapping[Kind, float] = {
+    kind: share for kind, share in TO_LEARN.items() if kind not in ("where", "caption")
+} | {"now": 3.0}
+"""The same for a head that weighs answers: of what has a closed set of them."""
 _EITHER: Mapping[Kind, tuple[str, str]] = {
     "holding": ("nothing", "the "),
     "holds": ("yes", "no"),

@@ -14,6 +14,7 @@ from embodied.egocot.dataset import Recorded, group_by_task
 from embodied.egocot.questions import (
     ALL_DONE,
     TO_LEARN,
+    TO_WEIGH,
     Asked,
     closed_answers,
     draw_question,
@@ -177,6 +178,13 @@ def test_answers_of_a_closed_set_are_all_but_captions_and_places(many: list[Reco
     asked = [draw_question(rng, by_task) for _ in range(300)]
     open_ended = {"caption", "where"}
     assert all((a.answer in answers) == (a.kind not in open_ended) for a in asked)
+
+
+def test_a_head_is_asked_only_what_it_can_weigh(many: list[Recorded]) -> None:
+    rng, by_task, answers = np.random.default_rng(0), group_by_task(many), closed_answers(many)
+    asked = [draw_question(rng, by_task, TO_WEIGH) for _ in range(300)]
+    assert {a.kind for a in asked} == set(TO_LEARN) - {"where", "caption"}
+    assert all(a.answer in answers for a in asked)
 
 
 def test_one_moment_can_be_asked_about_alone(make: Make) -> None:
