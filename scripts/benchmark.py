@@ -43,6 +43,10 @@ _STEP_S, _R3M_STEP_S, _EPISODE_S = 1 / 3, 1 / 50, 4.0
 """A step of training: two trainings at once take twice as long. An episode of evaluation, on one
 core."""
 
+_CORRECTED_FROM, _CORRECTED_STEPS, _BETA, _CORRECTING_RATE = 5000, 160, 0.25, 3e-4
+"""First layout and length of episodes with corrections, the share of stretches in which the expert
+acts, so that later parts of a task are seen too, and the learning rate with which it goes on."""
+
 EvalAblation = Literal["plan_zeroed", "plan_shuffled", "blind", "no_loop"]
 
 
@@ -102,6 +106,9 @@ class BenchmarkOptions:
         n_demos: instead of the protocol's.
         cameras: instead of the protocol's; rows apart by ";", names by ",".
         n_seeds, n_layouts, steps: instead of the protocol's.
+        n_corrections: episodes per task in which the trained policy acts and the expert says what
+            it would have done (DAgger, arXiv 1011.0686); the policy then learns from demonstrations
+            and these for half as many steps again. They take an expert at hand: no few-shot.
         per_task: a policy for each task, as R3M has; else one for all of them.
         policy, ablate: as for `embodied train-policy`.
         features: the same; several make a row each.
@@ -120,6 +127,7 @@ class BenchmarkOptions:
     n_seeds: int | None = None
     n_layouts: int | None = None
     steps: int | None = None
+    n_corrections: int = 0
     per_task: bool = False
     policy: Literal["mlp", "transformer", "diffusion"] = "mlp"
     features: tuple[Features, ...] = ("former",)
@@ -166,6 +174,7 @@ def rows_of(options: BenchmarkOptions) -> list[Row]:
             policy = None if init is None else few_shot.held_out([init], o.name)
             start = start_of(planner_held_out=planner, policy_held_out=policy)
             row = Row(n, cameras, o.policy, features, o.ablate, o.per_task, p.steps, start, rule)
+            row = replace(row, n_corrections=o.n_corrections)
             rows.append(row)
             if row.is_full and init == inits[0]:
                 rows += [replace(row, eval_ablate=ablate) for ablate in o.eval_ablate]
@@ -196,10 +205,11 @@ def minutes(options: BenchmarkOptions, rows: list[Row]) -> float:
     trained = dict.fromkeys(replace(row, eval_ablate="none") for row in rows)
     step_s = [_R3M_STEP_S if row.features == "r3m" else _STEP_S for row in trained]
     n_cameras = sum(len(cameras.split(",")) for cameras in p.cameras)
-    demos_s = n_tasks * (max(p.n_demos) + _spare(p)) * (_RECORD_S + n_cameras * _SEE_S)
+    n_episodes = max(p.n_demos) + _spare(p) + options.n_corrections * p.n_seeds
+    demos_s = n_tasks * n_episodes * (_RECORD_S + n_cameras * _SEE_S)
     is_tuned = few_shot.held_out([options.model], options.name)
     tuning_s = len(p.n_demos) * _TUNING_S * is_tuned
-    training_s = n_policies * p.steps * sum(step_s)
+    training_s = n_policies * p.steps * sum(step_s) * (1.5 if options.n_corrections else 1)
     evaluation_s = len(rows) * p.n_seeds * n_tasks * p.n_layouts * _EPISODE_S / 2
     return (demos_s + tuning_s + training_s + evaluation_s) / 60
 
@@ -243,18 +253,37 @@ def parts_of(options: BenchmarkOptions) -> list[str]:
 
 
 def train(options: BenchmarkOptions, row: Row, demos: Path, seed: int) -> None:
-    """The policies of one training seed."""
+    """The policies of one training seed; with corrections, those without them before."""
+    if row.n_corrections:
+        train(options, row.uncorrected, demos, seed)
     for part in parts_of(options):
+        folder = _place(options, row, seed, part)
+        if (folder / "train" / "policy" / "config.json").is_file():
+            continue
         argv = ["--dataset", str(demos), "--n_demos", str(row.n_demos), "--seed", str(seed)]
         argv += ["--policy", row.policy, "--features", row.features, "--ablate", row.ablate]
-        argv += ["--cameras", row.cameras, "--steps", str(row.steps)]
-        argv += ["--features_dir", str(options.out / "features")]
+        argv += ["--cameras", row.cameras, "--features_dir", str(options.out / "features")]
         argv += ["--tasks", ",".join(scenes.tasks_of(part))] if options.per_task else []
         argv += [] if options.model is None else ["--model", str(options.model)]
-        argv += ["--init", str(options.init)] if row.from_a_policy else []
-        folder = _place(options, row, seed, part) / "train"
-        if not (folder / "policy" / "config.json").is_file():
-            embodied("train-policy", *argv, "--output_dir", str(folder))
+        if row.n_corrections:
+            before = _place(options, row.uncorrected, seed, part) / "train" / "policy"
+            corrections = correct(options, row, before, part, folder / "corrections")
+            argv += ["--corrections", str(corrections), "--init", str(before)]
+            argv += ["--steps", str(row.steps // 2), "--learning_rate", str(_CORRECTING_RATE)]
+        else:
+            argv += ["--init", str(options.init)] if row.from_a_policy else []
+            argv += ["--steps", str(row.steps)]
+        embodied("train-policy", *argv, "--output_dir", str(folder / "train"))
+
+
+def correct(options: BenchmarkOptions, row: Row, policy: Path, part: str, folder: Path) -> Path:
+    """Episodes in which `policy` acts, on layouts without demonstrations, with expert's labels."""
+    argv = ["--env", part, "--n_episodes", str(row.n_corrections), "--policy", str(policy)]
+    argv += [] if options.model is None else ["--model", str(options.model)]
+    argv += ["--seed", str(_CORRECTED_FROM), "--beta", str(_BETA), "--cameras", row.cameras]
+    argv += ["--horizon", str(_CORRECTED_STEPS), "--workers", str(options.workers)]
+    embodied("record", *argv, "--output_dir", str(folder))
+    return folder
 
 
 def tuned(options: BenchmarkOptions, row: Row, demos: Path) -> Path | None:

@@ -20,6 +20,7 @@ class Row:
     Args:
         start: what planner and policy had seen before, see `start_of`.
         eval_ablate: what is taken from the trained agent when it is evaluated.
+        n_corrections: episodes per task in which the expert corrected the policy.
     """
 
     n_demos: int
@@ -32,6 +33,7 @@ class Row:
     start: str
     rule: str
     eval_ablate: str = "none"
+    n_corrections: int = 0
 
     @property
     def from_a_policy(self) -> bool:
@@ -47,6 +49,11 @@ class Row:
         """The same with nothing taken away."""
         return replace(self, features="former", ablate="none", eval_ablate="none")
 
+    @property
+    def uncorrected(self) -> Row:
+        """What the policy was before it was corrected."""
+        return replace(self, n_corrections=0)
+
     def folder(self, out: Path) -> Path:
         """Of the policies, which rows that differ in `eval_ablate` share."""
         words = [f"{self.n_demos}demos", self.cameras.replace(",", "+"), self.policy]
@@ -55,6 +62,7 @@ class Row:
         start = self.start.replace(", ", "_").replace(" ", "_")
         words += [*(["per_task"] if self.per_task else []), start]
         words += [self.rule] if self.rule else []
+        words += [f"{self.n_corrections}corrections"] if self.n_corrections else []
         return out / "_".join(words)
 
     @property
@@ -144,7 +152,9 @@ def markdown(name: str, rows: Sequence[dict[str, Any]]) -> str:
         planner, _, start = row.start.partition(", ")
         begun = {"": "nothing", "policy too": "another, held out too"}.get(start, "another")
         planner += f", rule {row.rule}" if row.rule else ""
-        cells = [str(row.n_demos), row.cameras, row.kind, begun, planner]
+        n_demos = str(row.n_demos)
+        n_demos += f" and {row.n_corrections} corrections" if row.n_corrections else ""
+        cells = [n_demos, row.cameras, row.kind, begun, planner]
         cells += [_cell(told["tasks"][task]) for task in shown]
         over = OverSeeds(**told["over_seeds"])
         lines.append(_line([*cells, _cell(told["all"]), f"{over}, {told['n_seeds']} seed(s)"]))

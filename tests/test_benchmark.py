@@ -300,6 +300,24 @@ def _pretend(
     return understood
 
 
+def test_a_policy_is_corrected_and_learns_on(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    understood = _pretend(benchmark, monkeypatch)
+    argv = ["benchmark", "--name", "mt50", "--output_dir", str(tmp_path), "--n_seeds", "1"]
+    argv += ["--cameras", "corner2", "--n_corrections", "6", "--steps", "900", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    benchmark.main()
+    demos, first, corrected, second, evaluated = understood
+    assert (demos.policy, first.corrections, first.init, first.steps) == (None, "", None, 900)
+    assert (corrected.policy, corrected.n_episodes) == (first.output_dir / "policy", 6)
+    assert corrected.family == "train" and corrected.seed > demos.seed + demos.n_episodes
+    assert second.corrections == str(corrected.output_dir) and second.init == corrected.policy
+    assert (second.steps, second.n_demos) == (450, first.n_demos)
+    assert evaluated.policy == second.output_dir / "policy" != corrected.policy
+    assert "| 8 and 6 corrections | corner2 |" in (tmp_path / "table.md").read_text()
+
+
 def test_the_ten_tasks_rows_are_paired_with_the_full_system(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, held_out: Path, tmp_path: Path
 ) -> None:

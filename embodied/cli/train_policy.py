@@ -75,6 +75,8 @@ class TrainPolicyOptions(LoopOptions):
         tasks: names, comma-separated; all of the data set's when not given.
         init: a trained policy to go on from; a fresh one when not given.
         n_demos: successful demonstrations per task, in the data set's order; all when 0.
+        corrections: more data sets, comma-separated, all episodes of which are trained on besides:
+            a policy acted, and the expert said what it would have done (`record --policy`).
         augment: altered copies of every picture to train on besides, at random moved by up to 4 %
             and in other colours.
         train_former: whether a copy of the Embodied-former is trained along, and saved beside.
@@ -104,6 +106,7 @@ class TrainPolicyOptions(LoopOptions):
     tasks: str = ""
     init: Path | None = None
     n_demos: int = 0
+    corrections: str = ""
     augment: int = 0
     train_former: bool = True
     horizon: int | None = None
@@ -133,6 +136,23 @@ class TrainPolicyOptions(LoopOptions):
 
 
 # --- on what ----------------------------------------------------------------------------------
+
+
+def _sources(names: str) -> list[Source]:
+    """Every episode of the comma-separated data sets."""
+    readers = [DatasetReader(Path(name)) for name in names.split(",") if name]
+    return [source for reader in readers for source in sources_of(reader)]
+
+
+def _corrections(options: TrainPolicyOptions) -> list[Source]:
+    """The episodes of `options.corrections`. ValueError for one in which no policy acted."""
+    sources = _of_tasks(_sources(options.corrections), options.tasks if options.corrections else "")
+    if odd := [source for source in sources if "acted" not in source.meta.info]:
+        raise ValueError(
+            f"--corrections {odd[0].reader.root}: in episode {odd[0].meta.index} the expert acted; "
+            "demonstrations are given as --dataset"
+        )
+    return sources
 
 
 def _of_tasks(sources: list[Source], names: str) -> list[Source]:
@@ -303,9 +323,8 @@ def train_policy(options: TrainPolicyOptions) -> int:
     processes = Processes.here()
     planner = Planner.load(options.model, device=processes.loading_device())
     planner = ready_to_see(planner, processes)
-    readers = [DatasetReader(Path(name)) for name in options.dataset.split(",") if name]
-    sources = _of_tasks([s for reader in readers for s in sources_of(reader)], options.tasks)
-    chosen = choose_demos(sources, options.n_demos)
+    sources = _of_tasks(_sources(options.dataset), options.tasks)
+    chosen = choose_demos(sources, options.n_demos) + _corrections(options)
     agent = _robot_settings(chosen, options.believe_above)
     cameras = _cameras(planner, chosen, options.cameras)
     usual = usual_cameras(planner.config, chosen[0].reader)
@@ -341,7 +360,7 @@ def _save(
     """Write the policy, and LeRobot's folders beside it."""
     tasks = {task for demo in demos for task in demo.meta.plan.tasks or (demo.meta.task,)}
     notes: dict[str, Any] = {
-        "trained_on": options.dataset,
+        "trained_on": ",".join(filter(None, (options.dataset, options.corrections))),
         "n_demos": options.n_demos,
         "scenes": _families(demos),
         LEFT_OUT: still_left_out((options.model, options.init), tasks),

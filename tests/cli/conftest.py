@@ -154,7 +154,7 @@ def features_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("features")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")  # so that it comes before what a module's fixtures train
 def one_thread() -> Iterator[None]:
     """On one thread sums are added up in one order, so results are equal to the bit."""
     import torch

@@ -22,6 +22,7 @@ from embodied.checkpoint import CheckpointError
 from embodied.cli.assemble import load_agent, load_policy, make_motor, save_policy
 from embodied.cli.main import main
 from embodied.cli.oracle import OraclePolicy
+from embodied.cli.record import RecordOptions, record
 from embodied.cli.splits import left_out_of
 from embodied.cli.train_policy import TrainPolicyOptions, train_policy
 from embodied.cli.trials import Job, Setting, Trials
@@ -239,6 +240,20 @@ def test_fewer_demonstrations_leave_the_others_out(
     assert main([*argv, "--output_dir", str(folder), "--n_demos", "5"]) == 2
     assert "got {'coffee-button': 2}" in capfd.readouterr().err.splitlines()[-1]
     assert not folder.exists()
+
+
+def test_corrections_are_all_used_beside_the_demonstrations(
+    run: Run, straight: Path, recorded_set: Path, tiny_planner: Path, tmp_path: Path
+) -> None:
+    env, policy = "metaworld/coffee-button-v3", straight / "policy"
+    options = RecordOptions(env, 3, tmp_path / "acted", image_size=32, horizon=12, workers=1)
+    record(replace(options, seed=7, policy=policy, model=tiny_planner))
+    folder = run(steps=1, n_demos=1, corrections=str(tmp_path / "acted"), init=policy)
+    config = checkpoint.load(folder / "policy")[1]
+    assert config["train_seeds"] == [0, 7, 8, 9] and config["n_demos"] == 1
+    assert config["trained_on"] == f"{recorded_set},{tmp_path / 'acted'}"
+    with pytest.raises(ValueError, match=r"in episode 0 the expert acted; .* as --dataset"):
+        run(corrections=str(recorded_set))
 
 
 # --- on from another policy -------------------------------------------------------------------
