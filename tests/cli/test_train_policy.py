@@ -248,7 +248,7 @@ def test_corrections_are_all_used_beside_the_demonstrations(
     env, policy = "metaworld/coffee-button-v3", straight / "policy"
     options = RecordOptions(env, 3, tmp_path / "acted", image_size=32, horizon=12, workers=1)
     record(replace(options, seed=7, policy=policy, model=tiny_planner))
-    folder = run(steps=1, n_demos=1, corrections=str(tmp_path / "acted"), init=policy)
+    folder = run(steps=1, n_demos=1, corrections=str(tmp_path / "acted"))
     config = checkpoint.load(folder / "policy")[1]
     assert config["train_seeds"] == [0, 7, 8, 9] and config["n_demos"] == 1
     assert config["trained_on"] == f"{recorded_set},{tmp_path / 'acted'}"
