@@ -19,6 +19,7 @@ record() {
 }
 record mt10 --env mt10 --n_episodes 56 --fault_fraction 0.2
 record mt50 --env mt50 --n_episodes 5 --seed 1000 --fault_fraction 0.5
+record mt50_more --env mt50 --n_episodes 14 --seed 50000
 record mt10_faults --env mt10 --n_episodes 24 --seed 4000 --fault_fraction 1.0
 record kitchen --env kitchen --n_episodes 20 --fault_fraction 0.2
 record kitchen_faults --env kitchen --n_episodes 12 --seed 7000 --fault_fraction 0.9
@@ -28,10 +29,11 @@ looked_at=$data/mt50,$data/mt10_faults,$data/kitchen,$data/kitchen_faults
 finetune() {
   $embodied finetune --leave_out mw5,fk5 --threads 1 --features_dir "$out/features" "$@"
 }
-finetune --stage align --dataset "$data/mt10" --look_at "$looked_at" --steps 3000 \
-  --output_dir "$out/align"
-finetune --stage plan --model "$out/align/planner" --look_at "$data/mt10,$looked_at" \
-  --steps 260 --batch_size 24 --learning_rate 0.0007 --output_dir "$out/plan"
+finetune --stage align --dataset "$data/mt10,$data/mt50_more" --look_at "$looked_at" \
+  --steps 3300 --output_dir "$out/align"
+finetune --stage plan --model "$out/align/planner" \
+  --look_at "$data/mt10,$data/mt50_more,$looked_at" \
+  --steps 180 --batch_size 24 --learning_rate 0.0007 --output_dir "$out/plan"
 $embodied train-policy --dataset "$data/kitchen,$data/kitchen_others" --tasks "kettle,top burner" \
   --model "$out/plan/planner" --steps 1500 --features_dir "$out/features" --output_dir "$out/kitchen"
 echo "$out/plan/planner $out/align/policy $out/kitchen/policy"
