@@ -101,6 +101,13 @@ def test_mp4_round_trip_and_random_access(tmp_path: Path) -> None:
         assert np.array_equal(video.read_mp4(path, indices), back[indices])
 
 
+@pytest.mark.parametrize(("side", "tree"), [(32, 0), (64, 1)])
+def test_tiny_pictures_are_coded_alike_each_time(tmp_path: Path, side: int, tree: int) -> None:
+    """x264 writes its settings into the stream; with the tree its output varied, but seldom."""
+    video.write_mp4(tmp_path / "v.mp4", moving_square(20, side, side), fps=20)
+    assert f"mbtree={tree}".encode() in (tmp_path / "v.mp4").read_bytes()
+
+
 def test_a_lower_crf_is_closer(tmp_path: Path) -> None:
     frames = moving_square(10)
     errors = []
