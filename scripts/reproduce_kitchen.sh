@@ -142,6 +142,7 @@ $embodied record --env mt10 --n_episodes 40 --seed 35000 --noise 0.02 --fault_fr
   --output_dir "$data/heads2"
 $embodied record --env mt50 --n_episodes 4 --seed 36000 --noise 0.02 --fault_fraction 0.6 \
   --output_dir "$data/heads3"
+$embodied record --env mt50 --n_episodes 14 --seed 50000 --noise 0.02 --output_dir "$data/heads_mt50"
 every_pair=$(.venv/bin/python -c 'import itertools; from sims.kitchen_elements import ELEMENTS
 print(",".join(f"kitchen/{a}+{b}" for a, b in itertools.permutations(ELEMENTS, 2)))')
 record heads_k1 --env kitchen --n_episodes 14 --seed 30000 --fault_fraction 0.6
@@ -158,16 +159,16 @@ acted one kitchen 10 40000 180 0.1
 acted two "$every_pair" 2 41000 320 0.15
 acted four kitchen/4 40 42000 560 0.2
 acted four2 kitchen/4 60 32000 560 0.15
-to_head=$data/heads,$data/heads2,$data/heads3
+to_head=$data/heads,$data/heads2,$data/heads3,$data/heads_mt50
 for name in heads_k1 heads_k2 heads_one heads_two heads_three heads_four \
   acted_one acted_two acted_four acted_four2; do
   to_head=$to_head,$data/$name
 done
 $embodied finetune --stage heads --model "$out/answers/planner" --look_at "$to_head" --judge_in metaworld \
-  --steps 3800 --learning_rate 0.001 --weight_decay 0.05 --threads 1 \
+  --steps 8700 --learning_rate 0.001 --weight_decay 0.05 --threads 1 \
   --features_dir "$features" --output_dir "$out/second"
 $embodied finetune --stage places --model "$out/second/planner" --look_at "$to_head" \
-  --steps 10000 --learning_rate 0.002 --threads 1 \
+  --steps 12000 --learning_rate 0.002 --threads 1 \
   --features_dir "$features" --output_dir "$out/heads"
 
 # 6. figures on starts and words that nothing was trained on; both robots

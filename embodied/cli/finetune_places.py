@@ -7,7 +7,7 @@ head. So scenes are looked at once, before training, and drawn from ever after.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from embodied.cli.finetune_heads import recorded, save_heads
 from embodied.cli.training import run_training
 from embodied.egocot.dataset import Recorded, nouns_at_hand
 from embodied.egocot.former_batches import AlignmentSampler, FormerBatch
-from embodied.egocot.wordings import CHINESE
+from embodied.egocot.wordings import CHINESE, Kind
 from embodied.model.alignment import place_loss
 from embodied.model.former import text_states
 from embodied.model.place_head import PlaceHead
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from embodied.cli.finetune import FinetuneOptions
 
 _BATCH = 64
-_SCENES, _QUESTIONS = 64, 16
-"""Drawn at a time: scenes with a request, and questions about where something is."""
-_MOST = 20_000
+_SCENES, _QUESTIONS = 40, 40
+"""Drawn at a time: scenes with a request, and questions about the places of things."""
+_ASKED_FOR: Mapping[Kind, float] = {"where": 3.0, "side": 1.0}
+_MOST = 30_000
 """Scenes and questions that are kept, some 65 kB each."""
 
 
@@ -79,7 +80,7 @@ class PlacesSampler:
         phrases = language.Phrases(left_out)
         sizes = (0, _SCENES, 0, _QUESTIONS)
         draw = AlignmentSampler(
-            [], episodes, phrases, 1, sizes=sizes, seed=seed, asked_for={"where": 1.0}
+            [], episodes, phrases, 1, sizes=sizes, seed=seed, asked_for=_ASKED_FOR
         )
         seen = [*_looked_at(planner, draw, n)]
         self._queries = torch.cat([batch.queries for batch in seen])

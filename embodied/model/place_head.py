@@ -4,7 +4,7 @@ A language model of this size says numbers badly. The head reads the places from
 the plan is made from, and looks for them in the picture again: each place asks all patches
 (attention), and its answer is the patches' mean position, with a correction, added to a first guess
 from the tokens alone. The language model says which things are in view, and what to do. Trained by
-`embodied finetune --stage heads`.
+`embodied finetune --stage places`.
 """
 
 from __future__ import annotations
