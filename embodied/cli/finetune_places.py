@@ -36,6 +36,7 @@ _BATCH = 64
 _SCENES, _QUESTIONS = 40, 40
 """Drawn at a time: scenes with a request, and questions about the places of things."""
 _ASKED_FOR: Mapping[Kind, float] = {"where": 3.0, "side": 1.0}
+"""How often each kind of question is asked, against the other."""
 _MOST = 30_000
 """Scenes and questions that are kept, some 65 kB each."""
 
