@@ -43,9 +43,10 @@ _STEP_S, _R3M_STEP_S, _EPISODE_S = 1 / 3, 1 / 50, 4.0
 """A step of training: two trainings at once take twice as long. An episode of evaluation, on one
 core."""
 
-_CORRECTED_FROM, _CORRECTED_STEPS, _BETA, _CORRECTING_RATE = 5000, 160, 0.25, 3e-4
-"""First layout and length of episodes with corrections, the share of stretches in which the expert
-acts, so that later parts of a task are seen too, and the learning rate with which it goes on."""
+_CORRECTED_FROM, _ROUND, _CORRECTED_STEPS, _BETA, _CORRECTING_RATE = 5000, 1000, 160, 0.25, 3e-4
+"""First layout of episodes with corrections, how much further each round's is, their length, the
+share of stretches in which the expert acts, so that later parts of a task are seen too, and the
+learning rate with which it goes on."""
 
 EvalAblation = Literal["plan_zeroed", "plan_shuffled", "blind", "no_loop"]
 
@@ -109,6 +110,8 @@ class BenchmarkOptions:
         n_corrections: episodes per task in which the trained policy acts and the expert says what
             it would have done (DAgger, arXiv 1011.0686); the policy then learns from demonstrations
             and these for half as many steps again. They take an expert at hand: no few-shot.
+        n_rounds: of corrections: in the second one the policy of the first one acts, on other
+            layouts, and learns from the demonstrations and both.
         per_task: a policy for each task, as R3M has; else one for all of them.
         policy, ablate: as for `embodied train-policy`.
         features: the same; several make a row each.
@@ -128,6 +131,7 @@ class BenchmarkOptions:
     n_layouts: int | None = None
     steps: int | None = None
     n_corrections: int = 0
+    n_rounds: int = 1
     per_task: bool = False
     policy: Literal["mlp", "transformer", "diffusion"] = "mlp"
     features: tuple[Features, ...] = ("former",)
@@ -137,6 +141,11 @@ class BenchmarkOptions:
     workers: int = os.cpu_count() or 1
 
     def __post_init__(self) -> None:
+        if self.n_rounds < 1 or (self.n_rounds > 1 and not self.n_corrections):
+            raise ValueError(
+                "--n_rounds counts rounds of corrections, from 1: more than one needs"
+                f" --n_corrections; got {self.n_rounds} and {self.n_corrections}"
+            )
         if self.eval_ablate and ("former" not in self.features or self.ablate != "none"):
             raise ValueError(
                 "--eval_ablate takes something from the full system: give --features former among "
@@ -174,7 +183,7 @@ def rows_of(options: BenchmarkOptions) -> list[Row]:
             policy = None if init is None else few_shot.held_out([init], o.name)
             start = start_of(planner_held_out=planner, policy_held_out=policy)
             row = Row(n, cameras, o.policy, features, o.ablate, o.per_task, p.steps, start, rule)
-            row = replace(row, n_corrections=o.n_corrections)
+            row = replace(row, n_corrections=o.n_corrections, n_rounds=o.n_rounds)
             rows.append(row)
             if row.is_full and init == inits[0]:
                 rows += [replace(row, eval_ablate=ablate) for ablate in o.eval_ablate]
@@ -205,11 +214,13 @@ def minutes(options: BenchmarkOptions, rows: list[Row]) -> float:
     trained = dict.fromkeys(replace(row, eval_ablate="none") for row in rows)
     step_s = [_R3M_STEP_S if row.features == "r3m" else _STEP_S for row in trained]
     n_cameras = sum(len(cameras.split(",")) for cameras in p.cameras)
-    n_episodes = max(p.n_demos) + _spare(p) + options.n_corrections * p.n_seeds
+    n_corrected = options.n_corrections * options.n_rounds
+    n_episodes = max(p.n_demos) + _spare(p) + n_corrected * p.n_seeds
     demos_s = n_tasks * n_episodes * (_RECORD_S + n_cameras * _SEE_S)
     is_tuned = few_shot.held_out([options.model], options.name)
     tuning_s = len(p.n_demos) * _TUNING_S * is_tuned
-    training_s = n_policies * p.steps * sum(step_s) * (1.5 if options.n_corrections else 1)
+    n_trainings = 1 + 0.5 * options.n_rounds * bool(options.n_corrections)
+    training_s = n_policies * p.steps * sum(step_s) * n_trainings
     evaluation_s = len(rows) * p.n_seeds * n_tasks * p.n_layouts * _EPISODE_S / 2
     return (demos_s + tuning_s + training_s + evaluation_s) / 60
 
@@ -267,8 +278,9 @@ def train(options: BenchmarkOptions, row: Row, demos: Path, seed: int) -> None:
         argv += [] if options.model is None else ["--model", str(options.model)]
         if row.n_corrections:
             before = _place(options, row.uncorrected, seed, part) / "train" / "policy"
-            corrections = correct(options, row, before, part, folder / "corrections")
-            argv += ["--corrections", str(corrections), "--init", str(before)]
+            correct(options, row, before, part, folder / "corrections")
+            places = [_place(options, each, seed, part) / "corrections" for each in row.rounds]
+            argv += ["--corrections", ",".join(map(str, places)), "--init", str(before)]
             argv += ["--steps", str(row.steps // 2), "--learning_rate", str(_CORRECTING_RATE)]
         else:
             argv += ["--init", str(options.init)] if row.from_a_policy else []
@@ -276,14 +288,14 @@ def train(options: BenchmarkOptions, row: Row, demos: Path, seed: int) -> None:
         embodied("train-policy", *argv, "--output_dir", str(folder / "train"))
 
 
-def correct(options: BenchmarkOptions, row: Row, policy: Path, part: str, folder: Path) -> Path:
+def correct(options: BenchmarkOptions, row: Row, policy: Path, part: str, folder: Path) -> None:
     """Episodes in which `policy` acts, on layouts without demonstrations, with expert's labels."""
+    first = _CORRECTED_FROM + (row.n_rounds - 1) * _ROUND
     argv = ["--env", part, "--n_episodes", str(row.n_corrections), "--policy", str(policy)]
     argv += [] if options.model is None else ["--model", str(options.model)]
-    argv += ["--seed", str(_CORRECTED_FROM), "--beta", str(_BETA), "--cameras", row.cameras]
+    argv += ["--seed", str(first), "--beta", str(_BETA), "--cameras", row.cameras]
     argv += ["--horizon", str(_CORRECTED_STEPS), "--workers", str(options.workers)]
     embodied("record", *argv, "--output_dir", str(folder))
-    return folder
 
 
 def tuned(options: BenchmarkOptions, row: Row, demos: Path) -> Path | None:

@@ -20,7 +20,8 @@ class Row:
     Args:
         start: what planner and policy had seen before, see `start_of`.
         eval_ablate: what is taken from the trained agent when it is evaluated.
-        n_corrections: episodes per task in which the expert corrected the policy.
+        n_corrections: episodes per task and round in which the expert corrected the policy.
+        n_rounds: of corrections, each of the policy that the one before had made.
     """
 
     n_demos: int
@@ -34,6 +35,7 @@ class Row:
     rule: str
     eval_ablate: str = "none"
     n_corrections: int = 0
+    n_rounds: int = 1
 
     @property
     def from_a_policy(self) -> bool:
@@ -50,8 +52,15 @@ class Row:
         return replace(self, features="former", ablate="none", eval_ablate="none")
 
     @property
+    def rounds(self) -> list[Row]:
+        """This row after its first round of corrections, its second, …, up to itself."""
+        return [replace(self, n_rounds=n) for n in range(1, self.n_rounds + 1)]
+
+    @property
     def uncorrected(self) -> Row:
-        """What the policy was before it was corrected."""
+        """What the policy was before its last round of corrections."""
+        if self.n_rounds > 1:
+            return replace(self, n_rounds=self.n_rounds - 1)
         return replace(self, n_corrections=0)
 
     def folder(self, out: Path) -> Path:
@@ -63,6 +72,7 @@ class Row:
         words += [*(["per_task"] if self.per_task else []), start]
         words += [self.rule] if self.rule else []
         words += [f"{self.n_corrections}corrections"] if self.n_corrections else []
+        words += [f"{self.n_rounds}rounds"] if self.n_rounds > 1 else []
         return out / "_".join(words)
 
     @property
@@ -152,8 +162,8 @@ def markdown(name: str, rows: Sequence[dict[str, Any]]) -> str:
         planner, _, start = row.start.partition(", ")
         begun = {"": "nothing", "policy too": "another, held out too"}.get(start, "another")
         planner += f", rule {row.rule}" if row.rule else ""
-        n_demos = str(row.n_demos)
-        n_demos += f" and {row.n_corrections} corrections" if row.n_corrections else ""
+        corrected = f"{row.n_rounds} × " * (row.n_rounds > 1) + f"{row.n_corrections} corrections"
+        n_demos = f"{row.n_demos} and {corrected}" if row.n_corrections else str(row.n_demos)
         cells = [n_demos, row.cameras, row.kind, begun, planner]
         cells += [_cell(told["tasks"][task]) for task in shown]
         over = OverSeeds(**told["over_seeds"])

@@ -318,6 +318,30 @@ def test_a_policy_is_corrected_and_learns_on(
     assert "| 8 and 6 corrections | corner2 |" in (tmp_path / "table.md").read_text()
 
 
+def test_each_round_of_corrections_is_of_the_policy_before_and_learns_from_all_of_them(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    understood = _pretend(benchmark, monkeypatch)
+    argv = ["benchmark", "--name", "mt50", "--output_dir", str(tmp_path), "--n_seeds", "1"]
+    argv += ["--cameras", "corner2", "--n_corrections", "6", "--n_rounds", "2", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    benchmark.main()
+    _, _, corrected, second, again, third, evaluated = understood
+    assert again.policy == second.output_dir / "policy" == third.init
+    assert again.seed > corrected.seed + corrected.n_episodes
+    assert third.corrections == f"{corrected.output_dir},{again.output_dir}"
+    assert len({corrected.output_dir, again.output_dir}) == 2
+    assert evaluated.policy == third.output_dir / "policy"
+    assert "| 8 and 2 × 6 corrections | corner2 |" in (tmp_path / "table.md").read_text()
+
+
+def test_rounds_without_corrections_are_refused(benchmark: ModuleType) -> None:
+    with pytest.raises(ValueError, match="--n_rounds.*--n_corrections"):
+        benchmark.BenchmarkOptions("mt50", n_rounds=2)
+    with pytest.raises(ValueError, match="from 1"):
+        benchmark.BenchmarkOptions("mt50", n_corrections=6, n_rounds=0)
+
+
 def test_the_ten_tasks_rows_are_paired_with_the_full_system(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, held_out: Path, tmp_path: Path
 ) -> None:
