@@ -266,7 +266,7 @@ def parts_of(options: BenchmarkOptions) -> list[str]:
 def train(options: BenchmarkOptions, row: Row, demos: Path, seed: int) -> None:
     """The policies of one training seed; with corrections, those without them before."""
     if row.n_corrections:
-        train(options, row.uncorrected, demos, seed)
+        train(options, row.before, demos, seed)
     for part in parts_of(options):
         folder = _place(options, row, seed, part)
         if (folder / "train" / "policy" / "config.json").is_file():
@@ -277,7 +277,7 @@ def train(options: BenchmarkOptions, row: Row, demos: Path, seed: int) -> None:
         argv += ["--tasks", ",".join(scenes.tasks_of(part))] if options.per_task else []
         argv += [] if options.model is None else ["--model", str(options.model)]
         if row.n_corrections:
-            before = _place(options, row.uncorrected, seed, part) / "train" / "policy"
+            before = _place(options, row.before, seed, part) / "train" / "policy"
             correct(options, row, before, part, folder / "corrections")
             places = [_place(options, each, seed, part) / "corrections" for each in row.rounds]
             argv += ["--corrections", ",".join(map(str, places)), "--init", str(before)]

@@ -57,7 +57,7 @@ class Row:
         return [replace(self, n_rounds=n) for n in range(1, self.n_rounds + 1)]
 
     @property
-    def uncorrected(self) -> Row:
+    def before(self) -> Row:
         """What the policy was before its last round of corrections."""
         if self.n_rounds > 1:
             return replace(self, n_rounds=self.n_rounds - 1)

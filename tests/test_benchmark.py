@@ -300,14 +300,22 @@ def _pretend(
     return understood
 
 
+def _run_corrected(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, out: Path, *flags: str
+) -> list[Any]:
+    """The commands of one mt50 row with six corrections a task, as they were understood."""
+    understood = _pretend(benchmark, monkeypatch)
+    argv = ["benchmark", "--name", "mt50", "--output_dir", str(out), "--n_seeds", "1"]
+    argv += ["--cameras", "corner2", "--n_corrections", "6", "--workers", "1", *flags]
+    monkeypatch.setattr(sys, "argv", argv)
+    benchmark.main()
+    return understood
+
+
 def test_a_policy_is_corrected_and_learns_on(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    understood = _pretend(benchmark, monkeypatch)
-    argv = ["benchmark", "--name", "mt50", "--output_dir", str(tmp_path), "--n_seeds", "1"]
-    argv += ["--cameras", "corner2", "--n_corrections", "6", "--steps", "900", "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", argv)
-    benchmark.main()
+    understood = _run_corrected(benchmark, monkeypatch, tmp_path, "--steps", "900")
     demos, first, corrected, second, evaluated = understood
     assert (demos.policy, first.corrections, first.init, first.steps) == (None, "", None, 900)
     assert (corrected.policy, corrected.n_episodes) == (first.output_dir / "policy", 6)
@@ -321,11 +329,7 @@ def test_a_policy_is_corrected_and_learns_on(
 def test_each_round_of_corrections_is_of_the_policy_before_and_learns_from_all_of_them(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    understood = _pretend(benchmark, monkeypatch)
-    argv = ["benchmark", "--name", "mt50", "--output_dir", str(tmp_path), "--n_seeds", "1"]
-    argv += ["--cameras", "corner2", "--n_corrections", "6", "--n_rounds", "2", "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", argv)
-    benchmark.main()
+    understood = _run_corrected(benchmark, monkeypatch, tmp_path, "--n_rounds", "2")
     _, _, corrected, second, again, third, evaluated = understood
     assert again.policy == second.output_dir / "policy" == third.init
     assert again.seed > corrected.seed + corrected.n_episodes
