@@ -175,7 +175,7 @@ def _keep_settings(folder: Path, options: EvaluateOptions, *, begun: bool) -> di
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}): delete {folder}") from None
         before = {"level": 0, **read}  # a folder that names no level was begun at 0
-        if changed := [key for key in settings if before.get(key) != settings[key]]:
+        if changed := [key for key in settings if _which(before.get(key)) != _which(settings[key])]:
             told = ", ".join(f"{key} was {before.get(key)}" for key in changed)
             raise ValueError(
                 f"{folder} holds an evaluation with other settings ({told}): choose another "
@@ -199,6 +199,11 @@ def _fingerprint(folder: Path | None, options: EvaluateOptions) -> dict[str, str
         digest.update(manifest.read_bytes())
     name = "shipped" if folder is None else str(folder)
     return {"name": name, "sha256": digest.hexdigest()[:16]}
+
+
+def _which(setting: Any) -> Any:
+    """What has to be the same: of weights what they are, not where they lie."""
+    return setting.get("sha256") if isinstance(setting, dict) else setting
 
 
 def _jobs(env_ids: list[str], seeds: list[int], folder: Path, n_videos: int) -> Iterator[Job]:

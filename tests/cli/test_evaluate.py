@@ -192,6 +192,14 @@ def test_the_policy_s_cameras_are_looked_through_and_named(
     info = told(capfd)
     assert info["overall"]["cameras"] == ["corner2"] and info["overall"]["n_crashes"] == 0
     assert info["per_task"][0]["per_episode"][0]["n_steps"] == 8
+    (tmp_path / "policy").rename(tmp_path / "moved")
+    argv[-1] = str(tmp_path / "moved")
+    assert evaluate(tmp_path / "out", *argv) == 0  # where the weights lie does not matter
+    assert told(capfd)["settings"]["policy"]["name"] == argv[-1]
+    policy.fed = Fed(cameras=("corner2",), ablate="plan_zeroed")
+    save_policy(tmp_path / "moved", policy, None, agent={"execute": 4})
+    assert evaluate(tmp_path / "out", *argv) == 2
+    assert "other settings (policy was" in capfd.readouterr().err
 
 
 def _trained_on(folder: Path, **config: Any) -> list[str]:
