@@ -1,4 +1,4 @@
-"""`evaluate` and `compare`: what is counted, what is kept, what is paired."""
+"""`evaluate`: what is counted, what is kept, what is refused."""
 
 from __future__ import annotations
 
@@ -7,34 +7,29 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 import pytest
-from scipy import stats
 
+import policies
 from embodied import video
 from embodied.cli import eval_info
+from embodied.cli.assemble import save_policy
 from embodied.cli.evaluate import layout_seeds
 from embodied.cli.main import main
 from embodied.cli.trials import Ablation, Job, Setting, Trials, cameras_for
-from embodied.metrics import Paired, Rate
+from embodied.metrics import Rate
+from embodied.types import Fed
 from sims import language
 from sims.kitchen import KitchenEnv
+from tests.cli.evaluations import DRAWER, REACH, record, told
 
 if TYPE_CHECKING:
     from tests.cli.conftest import FakeAgent
 
-DRAWER, REACH = "metaworld/drawer-open-v3", "metaworld/reach-v3"
 KEYS = {"pc_success", "n_episodes", "k", "n", "wilson95", "n_distinct_layouts", "video_paths"}
 
 
 def evaluate(folder: Path, *argv: str) -> int:
     return main(["evaluate", "--output_dir", str(folder), "--json", *argv])
-
-
-def told(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    out = capfd.readouterr().out
-    assert out.count("\n") == 1
-    return json.loads(out)
 
 
 def test_expert_succeeds_and_everything_is_written_down(
@@ -164,18 +159,14 @@ def test_tiny_agent_is_evaluated(
     assert episode["plan"]
 
 
-def test_the_policy_s_cameras_are_looked_through_and_named(
-    tiny_weights: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    import policies
+@pytest.fixture
+def acting(
+    tiny_weights: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> tuple[policies.AnyPolicy, list[str]]:
+    """A policy that looks through corner2, saved in tmp_path/policy, and flags to evaluate it."""
     from embodied.agent.agent import Agent
-    from embodied.cli.assemble import save_policy
     from embodied.config import preset
     from embodied.model.routing import Route
-    from embodied.types import Fed
 
     former = preset("tiny").former
     sizes = {"n_queries": former.n_queries, "width": former.width}
@@ -187,17 +178,32 @@ def test_the_policy_s_cameras_are_looked_through_and_named(
     accepted = Route(DRAWER, ("drawer-open",), None, (), 1.0)
     monkeypatch.setattr(Agent, "route", lambda *_: accepted)
     argv = ["--env", DRAWER, "--n_episodes", "1", "--horizon", "8", "--n_videos", "0"]
-    argv += [*tiny_weights[:2], "--policy", str(tmp_path / "policy")]
-    assert evaluate(tmp_path / "out", *argv) == 0
+    return policy, [*argv, *tiny_weights[:2], "--policy", str(tmp_path / "policy")]
+
+
+def test_the_policy_s_cameras_are_looked_through_and_named(
+    acting: tuple[policies.AnyPolicy, list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(tmp_path / "out", *acting[1]) == 0
     info = told(capfd)
     assert info["overall"]["cameras"] == ["corner2"] and info["overall"]["n_crashes"] == 0
     assert info["per_task"][0]["per_episode"][0]["n_steps"] == 8
-    (tmp_path / "policy").rename(tmp_path / "moved")
-    argv[-1] = str(tmp_path / "moved")
-    assert evaluate(tmp_path / "out", *argv) == 0  # where the weights lie does not matter
-    assert told(capfd)["settings"]["policy"]["name"] == argv[-1]
+
+
+def test_resumes_where_the_policy_was_moved_and_not_where_it_was_changed(
+    acting: tuple[policies.AnyPolicy, list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    policy, argv = acting
+    assert evaluate(tmp_path / "out", *argv) == 0
+    first = told(capfd)["per_task"][0]["per_episode"]
+    moved = (tmp_path / "policy").rename(tmp_path / "moved")
+    argv[-1] = str(moved)
+    assert evaluate(tmp_path / "out", *argv) == 0
+    info = told(capfd)
+    assert info["per_task"][0]["per_episode"] == first
+    assert info["settings"]["policy"]["name"] == str(moved)
     policy.fed = Fed(cameras=("corner2",), ablate="plan_zeroed")
-    save_policy(tmp_path / "moved", policy, None, agent={"execute": 4})
+    save_policy(moved, policy, None, agent={"execute": 4})
     assert evaluate(tmp_path / "out", *argv) == 2
     assert "other settings (policy was" in capfd.readouterr().err
 
@@ -399,180 +405,6 @@ def test_ablations_are_the_agent_s() -> None:
     from embodied.agent import agent
 
     assert get_args(Ablation) == get_args(agent.Ablation)
-
-
-# ----------------------------------------------------------------------------------------- compare
-
-
-def record(seed: int, success: bool, **more: Any) -> dict[str, Any]:
-    outcome = "success" if success else "failure"
-    return {"env": DRAWER, "seed": seed, "layout_sha": f"{seed:x}", "outcome": outcome} | {
-        "success": success,
-        **more,
-    }
-
-
-def write(folder: Path, records: list[dict[str, Any]]) -> str:
-    folder.mkdir()
-    eval_info.write(folder, {"per_task": [{"per_episode": records}]})
-    return str(folder)
-
-
-def test_compare_pairs_layouts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    a = write(tmp_path / "a", [record(i, i < 4) for i in range(20)])
-    b = [record(i, i < 14) for i in range(19, -1, -1)]  # in another order
-    b = write(tmp_path / "b", [*b, record(99, True)])
-    assert main(["compare", a, b, "--json"]) == 2
-    out, err = capfd.readouterr()
-    assert out == "" and "1 layout(s) were tried on one side only" in err and "--shared" in err
-    assert main(["compare", a, b, "--shared", "--json"]) == 0
-    out, err = capfd.readouterr()
-    overall = json.loads(out)["overall"]
-    assert (overall["n"], overall["k_a"], overall["k_b"]) == (20, 4, 14)
-    assert (overall["only_a"], overall["only_b"]) == (0, 10)
-    assert overall["mcnemar_p"] == pytest.approx(2 / 2**10)
-    assert overall["smallest_difference"] == 8 / 20  # 9 against 1
-    assert overall["detectable_difference"] == Paired(20, 0, 10).detectable_difference()
-    assert "1 episode(s)" in err
-    assert main(["compare", a, b, "--shared"]) == 0
-    out = capfd.readouterr().out
-    assert "B - A = +50.0 points" in out and "4/20" in out
-    assert "find a true one of 43.1 points in 4 of 5 cases" in out
-
-
-def test_compare_sets_crashes_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    a = write(tmp_path / "a", [record(0, True), record(1, True)])
-    b = write(tmp_path / "b", [record(0, True), record(1, False, outcome="crash")])
-    assert main(["compare", a, b, "--json"]) == 0
-    result = json.loads(capfd.readouterr().out)
-    assert (result["overall"]["n"], result["n_set_apart"]) == (1, 1)
-    assert main(["compare", a, b]) == 0
-    assert "1 pairs are too few" in capfd.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"seed": 7}, "no layouts are shared"),
-        ({"env": REACH}, "no layouts are shared"),
-        ({"layout_sha": "x"}, "1 layout(s) differ although their seeds are the same"),
-    ],
-)
-def test_compare_refuses_other_layouts(
-    change: dict[str, Any], reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    a = write(tmp_path / "a", [record(0, True)])
-    b = write(tmp_path / "b", [record(0, True) | change])
-    assert main(["compare", a, b, "--shared"]) == 2
-    out, err = capfd.readouterr()
-    assert out == "" and err.count("\n") == 1 and reason in err
-
-
-def _seeds(tmp_path: Path, side: str, wins: dict[str, list[int]], env: str = DRAWER) -> str:
-    """Evaluations of ten layouts, comma-separated: name → seeds of the layouts that it won."""
-    runs = {
-        name: write(tmp_path / f"{side}_{name}", [record(i, i in won, env=env) for i in range(10)])
-        for name, won in wins.items()
-    }
-    return ",".join(runs.values())
-
-
-def test_compare_puts_folders_together_one_by_one(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    a = {"s0": [0, 1, 2], "s1": [0, 1], "s2": [0, 5]}
-    b = {"s0": [0, 1, 2, 3, 4, 5], "s1": [0, 3, 4, 5], "s2": [0, 1, 3, 4]}
-    many = _seeds(tmp_path, "a", a), _seeds(tmp_path, "b", b)
-    kitchen = [
-        _seeds(tmp_path, "ka", {"s": []}, "kitchen/kettle"),
-        _seeds(tmp_path, "kb", {"s": [7]}, "kitchen/kettle"),
-    ]
-    assert (
-        main(["compare", *(f"{x},{y}" for x, y in zip(many, kitchen, strict=True)), "--json"]) == 0
-    )
-    result = told(capfd)
-    overall, (drawer, kettle) = result["overall"], result["per_task"]
-    by_hand = [(i in b[s]) - (i in a[s]) for s in a for i in range(10)]
-    only_a, only_b = by_hand.count(-1), by_hand.count(1)
-    assert (drawer["n"], drawer["only_a"], drawer["only_b"]) == (30, only_a, only_b) == (30, 2, 9)
-    assert (overall["n"], overall["only_a"], overall["only_b"]) == (40, only_a, only_b + 1)
-    assert overall["mcnemar_p"] == pytest.approx(Paired(40, only_a, only_b + 1).p)
-    assert overall["detectable_difference"] == Paired(40, 2, 10).detectable_difference()
-    assert (drawer["n_layouts"], kettle["n_layouts"], overall["n_layouts"]) == (10, 10, 20)
-    sums = np.reshape(by_hand, (3, 10)).sum(0)
-    flips = stats.permutation_test(
-        (sums,), np.sum, permutation_type="samples", n_resamples=np.inf
-    ).pvalue
-    assert drawer["layouts_p"] == pytest.approx(flips)
-    assert kettle["layouts_p"] == kettle["mcnemar_p"] == 1.0
-    assert overall["student95_seeds"] is None  # one kitchen policy tells nothing of others
-    low, high = overall["bootstrap95_layouts"]
-    assert low < overall["difference"] == 0.2 < high
-
-    assert main(["compare", *many, "--json"]) == 0
-    student = stats.ttest_1samp(np.reshape(by_hand, (3, 10)).mean(1), 0).confidence_interval()
-    assert told(capfd)["overall"]["student95_seeds"] == pytest.approx([student.low, student.high])
-    assert main(["compare", *many]) == 0
-    text = capfd.readouterr().out
-    assert "30 on 10 layouts" in text and f"p = {flips:.4f} (exact sign-flip test)" in text
-    assert "(Student, 3 folders)" in text and "(bootstrap within each task)" in text
-
-
-def test_compare_of_one_folder_says_nothing_of_seeds(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    a, b = (_seeds(tmp_path, side, {"s": list(won)}) for side, won in (("a", "1"), ("b", "23")))
-    assert main(["compare", a, b]) == 0
-    text = capfd.readouterr().out
-    assert "layouts" not in text and "seeds" not in text
-
-
-def test_compare_pairs_folders_by_their_place(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    a = _seeds(tmp_path, "a", {"s0": [0], "s1": [1]})
-    b = _seeds(tmp_path, "b", {"s0": [0], "s1": [1]})
-    assert main(["compare", a, b, "--json"]) == 0
-    assert told(capfd)["overall"]["only_a"] == 0
-    turned = ",".join(reversed(b.split(",")))
-    assert main(["compare", a, turned, "--json"]) == 0
-    overall = told(capfd)["overall"]
-    assert (overall["only_a"], overall["only_b"]) == (2, 2)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "reason"),
-    [
-        ("s0,s1", "s0", "A names 2 evaluation(s) and B 1"),
-        ("s0,s0", "s1,s1", "named twice in the same place"),
-        (",", ",", "A names 0 evaluation(s)"),
-    ],
-)
-def test_compare_refuses_folders_that_do_not_pair_up(
-    a: str, b: str, reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    _seeds(tmp_path, "a", {"s0": [], "s1": [1]})
-    sides = [",".join(s and str(tmp_path / f"a_{s}") for s in side.split(",")) for side in (a, b)]
-    assert main(["compare", *sides]) == 2
-    out, err = capfd.readouterr()
-    assert out == "" and err.count("\n") == 1 and reason in err
-
-
-def test_a_folder_may_have_a_comma(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    a = write(tmp_path / "one,two", [record(0, True)])
-    assert main(["compare", a, a, "--json"]) == 0
-    assert told(capfd)["overall"]["n_folders"] == 1
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"per_task": 1}', '{"per_task": [{}]}'])
-def test_compare_refuses_what_is_no_evaluation(
-    content: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "eval_info.json"
-    path.write_text(content)
-    assert main(["compare", str(path), str(path)]) == 2
-    out, err = capfd.readouterr()
-    assert out == "" and err.count("\n") == 1 and "is no eval_info.json" in err
 
 
 def test_a_policy_is_shown_the_cameras_that_it_was_trained_with() -> None:
