@@ -37,6 +37,7 @@ from lerobot_peer import LeRobotActor, server_command
 from embodied.agent.rollout import PICTURE_EVERY
 from embodied.cli.attempt import attempt
 from sims import language, scenes
+from sims.rendering import select_gl_backend
 from sims.seeds import FIRST_SEED
 
 _SPEED = Path(__file__).with_name("lerobot_eval_speed.py")
@@ -173,6 +174,7 @@ def our_agent(options: SpeedOptions, horizon: int) -> Speed:
 
 def main() -> None:
     options = tyro.cli(SpeedOptions, config=(tyro.conf.FlagCreatePairsOff,), use_underscores=True)
+    select_gl_backend()  # theirs gets the same one, through the environment
     with tempfile.TemporaryDirectory() as name:
         theirs, horizon = their_speed(options, Path(name) / "eval")
         ours = [act_in_our_loop(options, Path(name) / "act", horizon), our_agent(options, horizon)]

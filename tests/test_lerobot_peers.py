@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import sys
 import zlib
@@ -306,6 +307,26 @@ def _succeeding(step: Any) -> Any:
         return (*rest, {**info, "success": True})
 
     return always
+
+
+def test_both_sides_of_the_speeds_draw_with_one_gl_back_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = load_script("bench_lerobot_eval")
+    seen: list[str | None] = []
+
+    def side(*_: Any) -> Any:
+        seen.append(os.environ.get("MUJOCO_GL"))
+        return bench.Speed("a side", 1, 10, 2.0, 1.0)
+
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setattr(bench, "their_speed", lambda *_: (side(), 10))
+    monkeypatch.setattr(bench, "act_in_our_loop", side)
+    monkeypatch.setattr(bench, "our_agent", side)
+    monkeypatch.setattr("sys.argv", ["bench_lerobot_eval.py", "--lerobot", "python", "--json"])
+    bench.main()
+    assert seen[0] and seen == [seen[0]] * 3
+    assert len(json.loads(capsys.readouterr().out)["sides"]) == 3
 
 
 @pytest.mark.parametrize("name", ["compare_lerobot", "bench_lerobot_eval"])
