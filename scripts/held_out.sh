@@ -36,7 +36,7 @@ finetune() {
 finetune --stage align --dataset "$data/mt10,$data/mt50_more" --look_at "$looked_at" \
   --steps 3300 --output_dir "$out/align"
 # The former that policies start from is the same before the plan stage and after it.
-$embodied train-policy --dataset "$data/kitchen,$data/kitchen_others" --tasks "kettle,top burner" \
+OMP_NUM_THREADS=1 $embodied train-policy --dataset "$data/kitchen,$data/kitchen_others" --tasks "kettle,top burner" \
   --model "$out/align/planner" --steps 1500 --features_dir "$out/features" \
   --output_dir "$out/kitchen" 2> "$out/kitchen.log" &
 finetune --stage plan --model "$out/align/planner" \
